@@ -1,0 +1,165 @@
+"""This module says what a store of images is: two protocols and the plain values they speak in.
+
+`Bucket` is the lower one: objects by key (a directory, an S3 bucket). `ImageStore` is the upper one: images with records
+and data; `layout` and `flat` build it on any Bucket. All methods block: callers run them in `threads.Lane.STORE` (records)
+or `Lane.FETCH` (data). All raise StoreUnavailable for what may pass (after their own short retries for small requests),
+StoreRefused for what will not, NotFound for what is not there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from imagefs.store.record import ImageRecord
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes moved since the last call."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing: its key below the prefix, size in bytes, opaque version and modification time (Unix seconds)."""
+
+    key: str
+    size: int
+    version: str
+    modified: float
+
+
+class DataObject(Protocol):
+    """One object's bytes at one version."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the object."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The version that every read is pinned to."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """The local file that holds exactly these bytes, if there is one: it may be read in place."""
+        ...
+
+    def stream(self, offset: int, length: int) -> Iterator[bytes]:
+        """Yield the bytes of [offset, offset+length) in pieces of any size: one attempt, no retry, no verification.
+
+        Raises StoreUnavailable when the body breaks or ends short, VersionChanged when the object is another one by now.
+        Closing the generator early drops the connection.
+        """
+        ...
+
+
+class Bucket(Protocol):
+    """Objects by key. A key is relative to the prefix, with `/` between its parts."""
+
+    @property
+    def url(self) -> str:
+        """The store's URL, without credentials, for messages."""
+        ...
+
+    def check(self) -> None:
+        """Return if the bucket is there and may be listed; raise otherwise, with a message that says what to mend."""
+        ...
+
+    def list(self) -> Iterator[Entry]:
+        """Yield every object below the prefix, in any order."""
+        ...
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """Return a small object's bytes and version. Raises NotFound."""
+        ...
+
+    def put(self, key: str, body: bytes, expected: str | None) -> str:
+        """Write a small object durably if its version is still `expected` (None: if there is none yet); return the new version.
+
+        Raises Conflict if another writer was there first.
+        """
+        ...
+
+    def upload(self, key: str, source: BinaryIO, size: int, progress: Progress) -> str:
+        """Write `size` bytes read in order from `source` (a real file is copied sparsely) and return the version.
+
+        All or nothing: a failure leaves no object and no parts behind.
+        """
+        ...
+
+    def open(self, key: str) -> DataObject:
+        """Return the object pinned at its present version. Raises NotFound."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; one that is not there is no error."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Listed:
+    """One image of a listing: the id, the version of its record, and what `record` needs besides (opaque to callers)."""
+
+    image_id: str
+    version: str
+    entry: Entry
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """An image's record as read, and the version that a conditional write must name."""
+
+    record: ImageRecord
+    version: str
+
+
+class ImageStore(Protocol):
+    """Images with records and data."""
+
+    @property
+    def url(self) -> str:
+        """The store's URL, without credentials, for messages."""
+        ...
+
+    def check(self) -> None:
+        """Return if the store can be used; raise otherwise, with a message that says what to mend."""
+        ...
+
+    def list(self) -> Iterator[Listed]:
+        """Yield every image, without reading its record."""
+        ...
+
+    def record(self, listed: Listed) -> StoredRecord:
+        """Read one image's record. Raises NotFound, ImageRefused if the record is damaged."""
+        ...
+
+    def find(self, image_id: str) -> StoredRecord:
+        """Read one image's record by id, without a listing. Raises NotFound."""
+        ...
+
+    def update(self, image_id: str, change: Callable[[ImageRecord], ImageRecord]) -> StoredRecord:
+        """Apply `change` to the image's newest record and write it, again and again until no other writer comes between.
+
+        `change` must be pure: it may be called more than once. What it raises ends the update with nothing written.
+        """
+        ...
+
+    def data(self, record: ImageRecord) -> DataObject:
+        """Open the image's bytes, pinned at their present version. Raises NotFound, VersionChanged if the size is wrong."""
+        ...
+
+    def digest_page(self, record: ImageRecord, page: int) -> bytes:
+        """Return page number `page` of the image's `digests`, unverified. Raises NotFound if the store has none."""
+        ...
+
+    def create(self, record: ImageRecord, source: BinaryIO, size: int, progress: Progress) -> StoredRecord:
+        """Store a new image of `size` bytes and return its active record, with size, checksums and digests filled in.
+
+        The image is visible as `queued`, then `saving`, then `active`; a failure leaves nothing behind. Raises AlreadyExists.
+        """
+        ...
+
+    def delete(self, image_id: str) -> None:
+        """Remove the image with its data. Raises NotFound, NotPermitted if it is protected."""
+        ...

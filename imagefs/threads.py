@@ -1,0 +1,43 @@
+"""This module is the one door to worker threads: named lanes, each with its own limit.
+
+Lanes keep one kind of work from starving another: a store that hangs holds FETCH threads, never the DISK threads that
+serve bytes which are already here.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Lane(enum.Enum):
+    """What a thread is for, and how many may run at once."""
+
+    STORE = 16
+    """Records, listings and other small requests to the store."""
+    TABLES = 8
+    """Fetches of image tables that a FETCH thread's work waits for; its own lane, so that they cannot wait for each other."""
+    FETCH = 24
+    """Fetches of image data: one ranged GET each."""
+    DISK = 32
+    """Reads, writes and flushes of files in the state directory and of local stores."""
+
+
+_limiters = {lane: trio.CapacityLimiter(lane.value) for lane in Lane}
+
+
+async def run(lane: Lane, work: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Run blocking `work(*args)` in a thread of `lane` and return its result.
+
+    Never abandoned: on cancellation this still waits for the thread, so that no write goes on behind its owner's back.
+    """
+    return await trio.to_thread.run_sync(work, *args, limiter=_limiters[lane])
+
+
+def busy() -> dict[str, int]:
+    """Return how many threads each lane uses now, by lower-case lane name."""
+    return {lane.name.lower(): limiter.borrowed_tokens for lane, limiter in _limiters.items()}
