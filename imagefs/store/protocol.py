@@ -9,9 +9,12 @@ StoreRefused for what will not, NotFound for what is not there.
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Final, Protocol
 
-from imagefs.store.record import ImageRecord
+from imagefs.store.record import MAX_RECORD, ImageRecord
+
+SMALL_LIMIT: Final = MAX_RECORD + 1
+"""Bytes after which `Bucket.get` cuts, so that a hostile object cannot fill the memory; a record that long is refused."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes moved since the last call."""
@@ -71,7 +74,14 @@ class Bucket(Protocol):
         ...
 
     def get(self, key: str) -> tuple[bytes, str]:
-        """Return a small object's bytes and version. Raises NotFound."""
+        """Return a small object's bytes (cut after `SMALL_LIMIT`) and version. Raises NotFound."""
+        ...
+
+    def peek(self, key: str, offset: int, length: int) -> bytes:
+        """Return the bytes of [offset, offset+length) of the object as it is now, fewer at its end. Raises NotFound.
+
+        For a few bytes that the caller verifies, or needs no version of.
+        """
         ...
 
     def put(self, key: str, body: bytes, expected: str | None) -> str:
@@ -82,9 +92,9 @@ class Bucket(Protocol):
         ...
 
     def upload(self, key: str, source: BinaryIO, size: int, progress: Progress) -> str:
-        """Write `size` bytes read in order from `source` (a real file is copied sparsely) and return the version.
+        """Write `size` bytes read in order from `source` (in a directory, runs of zeros become holes) and return the version.
 
-        All or nothing: a failure leaves no object and no parts behind.
+        All or nothing: a failure leaves no object and no parts behind. Raises InvalidInput if the source ends early, NoSpace.
         """
         ...
 

@@ -32,7 +32,8 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class HashTree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The top of the hash tree over the stored bytes: one digest per `unit` bytes stands in `digests`, and `pages` has the
-    hex SHA-256 of each run of `page_units` of those digests (the last run and the last unit may be short)."""
+    hex SHA-256 of each run of `page_units` of those digests (the last run and the last unit may be short).
+    """
 
     algorithm: str
     unit: int
