@@ -1,0 +1,1 @@
+"""This package keeps the bytes that were fetched on the local disk, within a budget, and serves them from there."""

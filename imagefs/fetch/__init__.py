@@ -1,0 +1,1 @@
+"""This package gets an object's bytes out of the store, verified and in spite of faults."""

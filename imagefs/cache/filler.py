@@ -1,0 +1,29 @@
+"""This module says what fills a cache: the other side of a miss."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+Deliver = Callable[[int, bytes | None], None]
+"""Takes a unit's number and its bytes (None: all zero). May be called from any thread, in any order, once for each unit; it
+writes the unit to the cache's disk, so a worker thread is the place for it. Units that were not asked for are passed over."""
+
+
+class UnitFiller(Protocol):
+    """Brings units of one address space: an object's bytes as stored, or the bytes of the disk that an image holds."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the address space; never changes."""
+        ...
+
+    def plan(self, unit: int) -> tuple[int, int]:
+        """Return the range (first unit, count) around `unit` that filling `unit` brings for free; (unit, 1) if nothing. Never waits."""
+        ...
+
+    async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
+        """Bring `count` units from `first_unit` on, and deliver each as soon as it is there. Any number of fills may run at once.
+
+        Raises a StoreError or ImageRefused if some cannot be had; those delivered before are good. On cancellation it
+        returns once nothing calls `deliver` any more.
+        """
+        ...

@@ -1,0 +1,189 @@
+"""This module is an object of the store as the layers above want it: its bytes verified, and broken transfers resumed."""
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Final
+
+from imagefs.counters import COUNTERS
+from imagefs.errors import ImagefsError, StoreUnavailable, WrongBytes
+from imagefs.fetch.backoff import Chance, Clock, Retries, RetryPolicy
+from imagefs.fetch.digests import UnitDigests
+from imagefs.store.protocol import DataObject
+from imagefs.units import UNIT, unit_count
+
+WRONG_TRIES: Final = 3
+"""Times that a unit is fetched before its bytes are called wrong: a bit that flipped on the way heals, one in the store does not."""
+
+_COUNTING: Final = threading.Lock()
+"""Many threads fetch; an unguarded `+=` would lose some of what they count."""
+
+
+class StoredObject:
+    """One object at one version. Thread-safe: any number of threads may stream at once, each over a connection of its own.
+
+    Invariant: no byte leaves here that fails its digest, if there are digests; and units leave in order, each once.
+    """
+
+    def __init__(
+        self,
+        source: DataObject,
+        digests: UnitDigests | None,
+        policy: RetryPolicy,
+        *,
+        clock: Clock = time.monotonic,
+        chance: Chance = random.random,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        """Take the pinned object, what proves its units (None: nothing does), and how long to try; the rest is for tests."""
+        self._source = source
+        self._digests = digests
+        self._policy = policy
+        self._clock = clock
+        self._chance = chance
+        self._closed = threading.Event()
+        self._sleep = sleep if sleep is not None else self._closed.wait
+        self.size = source.size
+        """Bytes in the object."""
+        self.units = unit_count(source.size)
+        """Units in the object; the last one may be short."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the object."""
+        if self._digests is not None:
+            return f"image {self._digests.name}"
+        return f"object {self.path or ''} of version {self.version}"
+
+    @property
+    def version(self) -> str:
+        """The version that every read is pinned to."""
+        return self._source.version
+
+    @property
+    def path(self) -> Path | None:
+        """The local file that may be read in place, if there is one."""
+        return self._source.path
+
+    def close(self) -> None:
+        """End this: fetches under way give up at their next unit or try instead of waiting, and raise StoreUnavailable."""
+        self._closed.set()
+
+    def stream_units(self, first_unit: int, count: int) -> Generator[bytes, None, None]:
+        """Yield units first_unit, first_unit+1, ... in order, `count` of them or up to the object's end; one `bytes` per unit.
+
+        Blocks. A transfer that breaks goes on at the first unit not yet yielded. Raises StoreUnavailable after the policy's
+        deadline without progress, WrongBytes if a unit fails its digest each time, VersionChanged and StoreRefused at
+        once. Closing the generator early drops the connection.
+        """
+        unit, end = first_unit, min(first_unit + count, self.units)
+        retries = Retries(self._policy, self._clock, self._chance)
+        wrong = 0
+        while unit < end:
+            try:
+                with contextlib.closing(self._attempt(unit, end)) as bodies:
+                    for body in bodies:
+                        yield body
+                        # Only now: the time that the caller took for this unit is not the store's.
+                        unit, wrong = unit + 1, 0
+                        retries.progressed()
+            except StoreUnavailable as error:
+                self._pause(retries, unit, error)
+            except WrongBytes:
+                wrong += 1
+                if wrong == WRONG_TRIES:
+                    COUNTERS.store_errors += 1
+                    raise
+                COUNTERS.store_retries += 1
+            except ImagefsError:
+                COUNTERS.store_errors += 1
+                raise
+
+    def verify_unit(self, unit: int, body: bytes) -> None:
+        """Return if `body` is unit number `unit`, or if nothing can tell. Raises WrongBytes, and StoreErrors of the digests."""
+        if self._digests is not None:
+            self._digests.verify(unit, body)
+
+    def confirm(self) -> None:
+        """Return if the store has the object at the pinned version now. Blocks. Raises VersionChanged and other StoreErrors."""
+        with contextlib.closing(_as_generator(self._source.stream(0, min(1, self.size)))) as pieces:
+            for _ in pieces:
+                pass
+
+    def _attempt(self, unit: int, end: int) -> Generator[bytes, None, None]:
+        """Yield the verified units of one ranged GET. Raises StoreUnavailable if it ends before unit `end`."""
+        offset = unit * UNIT
+        length = min(end * UNIT, self.size) - offset
+        self._check_open()
+        with _COUNTING:
+            COUNTERS.store_data_requests += 1
+        with contextlib.closing(_as_generator(self._source.stream(offset, length))) as pieces:
+            for body in cut_units(_counted(pieces), length, self.name):
+                self.verify_unit(unit, body)
+                yield body
+                self._check_open()
+                unit += 1
+        if unit < end:
+            raise StoreUnavailable(f"{self.name}: the transfer of {length} bytes from offset {offset} ended before offset {unit * UNIT + UNIT}")
+
+    def _pause(self, retries: Retries, unit: int, error: StoreUnavailable) -> None:
+        """Sleep before the next try. Raises StoreUnavailable if there is none."""
+        pause = retries.next_pause()
+        if pause is None or self._closed.is_set():
+            COUNTERS.store_errors += 1
+            raise StoreUnavailable(
+                f"{self.name}: no bytes at offset {unit * UNIT} for {retries.stalled():.0f} s and {retries.failures} tries; the last one: {error}"
+            ) from error
+        COUNTERS.store_retries += 1
+        self._sleep(pause)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise StoreUnavailable(f"{self.name}: given up, because it is being closed")
+
+
+def cut_units(pieces: Iterator[bytes], length: int, origin: str) -> Iterator[bytes]:
+    """Yield what `pieces` bring, cut into units: `length` bytes at most, the last unit as short as that leaves it.
+
+    A stream that ends early yields the whole units that it brought. Raises WrongBytes, naming `origin`, if it brings more than `length`.
+    """
+    pending: list[bytes] = []
+    present = 0  # bytes in `pending`
+    remaining = length  # bytes not yet yielded
+    for piece in pieces:
+        pending.append(piece)
+        present += len(piece)
+        if present > remaining:
+            raise WrongBytes(f"{origin}: the store sent more than the {length} bytes that were asked for")
+        if present < min(UNIT, remaining):
+            continue
+        # One join per unit or more, not one copy per piece: pieces are as small as a network packet.
+        joined = b"".join(pending)
+        start = 0
+        while remaining and present - start >= min(UNIT, remaining):
+            body = joined[start : start + UNIT]
+            start += len(body)
+            remaining -= len(body)
+            yield body
+        pending, present = [joined[start:]], present - start
+
+
+def _counted(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass pieces on, counting their bytes as they arrive."""
+    for piece in pieces:
+        with _COUNTING:
+            COUNTERS.store_bytes += len(piece)
+        yield piece
+
+
+def _as_generator(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Yield from an iterator that may or may not be a generator, so that it can be closed either way."""
+    try:
+        yield from pieces
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()

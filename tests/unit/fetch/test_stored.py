@@ -1,0 +1,100 @@
+"""Units of a stored object, when nothing goes wrong."""
+
+import itertools
+
+import pytest
+
+from imagefs.errors import WrongBytes
+from imagefs.fetch.backoff import RetryPolicy
+from imagefs.fetch.digests import UnitDigests
+from imagefs.fetch.filler import ObjectFiller
+from imagefs.fetch.stored import StoredObject, cut_units
+from imagefs.units import UNIT
+from tests.support.fetched import ScriptedObject, hash_tree, noise
+
+
+def test_units_come_in_order_from_one_request() -> None:
+    """A range of units is one ranged GET; each unit is whole, and the last one of the object short."""
+    content = noise(5 * UNIT + 123)
+    source = ScriptedObject(content)
+    units = list(StoredObject(source, None, RetryPolicy()).stream_units(2, 100))
+    assert b"".join(units) == content[2 * UNIT :]
+    assert [len(unit) for unit in units] == [UNIT, UNIT, UNIT, 123]
+    assert source.requests == [(2 * UNIT, 3 * UNIT + 123)]
+
+
+@pytest.mark.parametrize(("first", "count"), [(3, 1), (6, 0), (9, 2)])
+def test_edges(first: int, count: int) -> None:
+    """One unit, no unit, and units past the end."""
+    content = noise(5 * UNIT)
+    source = ScriptedObject(content)
+    units = list(StoredObject(source, None, RetryPolicy()).stream_units(first, count))
+    assert b"".join(units) == content[first * UNIT : (first + count) * UNIT]
+    assert len(source.requests) == len(units)
+
+
+def test_empty_object() -> None:
+    """An object of no bytes has no units and asks for nothing."""
+    source = ScriptedObject(b"")
+    assert list(StoredObject(source, None, RetryPolicy()).stream_units(0, 1)) == []
+    assert source.requests == []
+
+
+def test_closing_early_drops_the_connection() -> None:
+    """A caller who stops reading ends the transfer at once."""
+    source = ScriptedObject(noise(4 * UNIT))
+    units = StoredObject(source, None, RetryPolicy()).stream_units(0, 4)
+    next(units)
+    units.close()
+    assert source.closed == 1
+
+
+def test_verify_unit() -> None:
+    """Bytes from elsewhere can be proved too; without digests everything passes."""
+    content = noise(UNIT)
+    tree, digests = hash_tree(content)
+    proved = StoredObject(ScriptedObject(content), UnitDigests(tree, UNIT, lambda page: digests, "debian"), RetryPolicy())
+    proved.verify_unit(0, content)
+    with pytest.raises(WrongBytes):
+        proved.verify_unit(0, bytes(UNIT))
+    StoredObject(ScriptedObject(content), None, RetryPolicy()).verify_unit(0, bytes(UNIT))
+
+
+@pytest.mark.parametrize("piece", [1, 1000, UNIT - 1, UNIT, UNIT + 1, 5 * UNIT])
+def test_cut_units(piece: int) -> None:
+    """Whatever the pieces' size, units are 64 KiB, and the last one is what is left."""
+    content = noise(2 * UNIT + 7)
+    pieces = (content[start : start + piece] for start in range(0, len(content), piece))
+    units = list(cut_units(pieces, len(content), "it"))
+    assert [len(unit) for unit in units] == [UNIT, UNIT, 7]
+    assert b"".join(units) == content
+
+
+def test_cut_units_of_too_much() -> None:
+    """More bytes than were asked for are refused."""
+    with pytest.raises(WrongBytes, match=r"it: .*more than"):
+        list(cut_units(iter([bytes(UNIT), b"x"]), UNIT, "it"))
+
+
+def test_cut_units_of_too_little() -> None:
+    """A stream that ends early brings its whole units only."""
+    assert list(cut_units(iter([bytes(UNIT + 5)]), 2 * UNIT, "it")) == [bytes(UNIT)]
+
+
+async def test_object_filler() -> None:
+    """The filler of stored bytes delivers each unit with its number, and plans for no more than was missed."""
+    content = noise(3 * UNIT + 9)
+    filler = ObjectFiller(StoredObject(ScriptedObject(content), None, RetryPolicy()))
+    delivered: dict[int, bytes | None] = {}
+    await filler.fill(1, 3, delivered.__setitem__)
+    assert delivered == {unit: content[unit * UNIT : (unit + 1) * UNIT] for unit in (1, 2, 3)}
+    assert filler.size == len(content)
+    assert filler.plan(2) == (2, 1)
+
+
+def test_transfers_do_not_disturb_each_other() -> None:
+    """Two interleaved transfers of one object each yield their own units."""
+    content = noise(4 * UNIT)
+    stored = StoredObject(ScriptedObject(content), None, RetryPolicy())
+    pairs = list(itertools.zip_longest(stored.stream_units(0, 2), stored.stream_units(2, 2)))
+    assert b"".join(one for one, _ in pairs) + b"".join(two for _, two in pairs) == content
