@@ -1,0 +1,1 @@
+"""An instance's writable disk: copy-on-write blocks over the image."""
