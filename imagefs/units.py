@@ -18,7 +18,7 @@ BLOCK: Final = 4 * KIB
 """The overlay's granularity in bytes: the page size, and what a guest filesystem writes, so that a write never fetches."""
 
 _FACTORS: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
+_SIZE: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)  # 15 digits are exact in a float
 
 
 def parse_size(text: str) -> int:

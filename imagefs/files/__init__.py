@@ -1,0 +1,1 @@
+"""This package is the tree of the mount as nodes that know no protocol."""

@@ -1,0 +1,1 @@
+"""This package is the one package that knows pyfuse3: handlers, errno, the mount."""

@@ -1,0 +1,273 @@
+"""This module is the catalog: the records of all images of the store, as of the last look, and their names.
+
+A look lists the store and reads only records whose version it has not seen: they are kept in the state directory, so that
+mounting a store of 10,000 images reads no record twice, and so that a mount can start while the store is down.
+"""
+
+import dataclasses
+import logging
+import sqlite3
+import threading
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from imagefs.errors import ImageRefused, NotFound, StateDamaged, StoreError
+from imagefs.store.protocol import ImageStore, Listed, StoredRecord
+from imagefs.store.record import ImageRecord, decode_record, encode_record
+from imagefs.threads import Lane, run
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS: Final = 30.0
+"""Between two looks at the store. A look that takes long is followed by a pause twenty times as long."""
+APPLICATION_ID: Final = 0x494D4653  # "IMFS"
+SCHEMA_VERSION: Final = 1
+_BIDIRECTIONAL: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CatalogImage:
+    """One image: its record, and the record's version in the store."""
+
+    record: ImageRecord
+    version: str
+
+    @property
+    def data_version(self) -> str:
+        """What names the image's bytes: changes if and only if they do."""
+        return self.record.os_hash_value or self.version
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """All images at one look. Never changed: a new look makes a new one."""
+
+    generation: int
+    images: dict[str, CatalogImage]
+    names: dict[str, str]
+    """From file names, as names/ shows them, to image ids."""
+
+
+class RecordDatabase:
+    """Records by image id and version in a SQLite file; all methods block.
+
+    A row's body is a record in its stored form, which carries its own checksum. The file has `application_id` IMFS and
+    `user_version` 1; one that is damaged or of another kind is put aside and made anew, since the store has it all.
+    """
+
+    def __init__(self, path: Path, store_url: str) -> None:
+        """Open or make the file at `path`; rows of another store are dropped."""
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._db = self._open(store_url)
+        except (sqlite3.DatabaseError, StateDamaged) as error:
+            aside = path.with_suffix(".damaged")
+            log.warning("the catalog's database cannot be used and is made anew path=%s aside=%s error=%s", path, aside, error)
+            for suffix in ("-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            path.replace(aside)
+            self._db = self._open(store_url)
+
+    def _open(self, store_url: str) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+        try:
+            self._path.chmod(0o600)
+            application, version = (database.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("application_id", "user_version"))
+            if (application, version) not in {(0, 0), (APPLICATION_ID, SCHEMA_VERSION)}:
+                raise StateDamaged(f"{self._path}: application {application:#x} version {version}")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            database.execute("CREATE TABLE IF NOT EXISTS store (url TEXT NOT NULL)")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS image (id TEXT PRIMARY KEY, version TEXT NOT NULL, key TEXT, body BLOB NOT NULL) WITHOUT ROWID"
+            )
+            if database.execute("SELECT url FROM store").fetchone() != (store_url,):
+                with database:
+                    database.execute("DELETE FROM image")
+                    database.execute("DELETE FROM store")
+                    database.execute("INSERT INTO store VALUES (?)", (store_url,))
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def load(self) -> dict[str, CatalogImage]:
+        """Return all images; rows that fail their checksum are left out, and so read again from the store."""
+        images = {}
+        with self._lock:
+            rows = self._db.execute("SELECT id, version, key, body FROM image").fetchall()
+        for image_id, version, key, body in rows:
+            try:
+                record = decode_record(body, f"{self._path}: image {image_id}")
+            except ImageRefused as error:
+                log.warning("a cached record is read again from the store error=%s", error)
+                continue
+            images[image_id] = CatalogImage(msgspec.structs.replace(record, key=key), version)
+        return images
+
+    def save(self, changed: Iterable[CatalogImage], gone: Iterable[str]) -> None:
+        """Write changed images and remove those that are gone, in one transaction."""
+        rows = [
+            (image.record.id, image.version, image.record.key, encode_record(msgspec.structs.replace(image.record, key=None))) for image in changed
+        ]
+        with self._lock:
+            self._db.execute("BEGIN")
+            try:
+                self._db.executemany("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?)", rows)
+                self._db.executemany("DELETE FROM image WHERE id = ?", [(image_id,) for image_id in gone])
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+class Catalog:
+    """The present snapshot and how it is renewed.
+
+    `snapshot` is replaced as a whole, on the event loop; `watchers` are called after each replacement with the old and the
+    new one. One look runs at a time.
+    """
+
+    def __init__(self, store: ImageStore, database: RecordDatabase) -> None:
+        """Start with what the database knows."""
+        self._store = store
+        self._database = database
+        self._look = trio.Lock()
+        self.watchers: list[Callable[[Snapshot, Snapshot], None]] = []
+        images = database.load()
+        self.snapshot = Snapshot(0, images, file_names(images.values()))
+
+    def get(self, image_id: str) -> CatalogImage:
+        """Return an image by id. Raises NotFound."""
+        try:
+            return self.snapshot.images[image_id]
+        except KeyError:
+            raise NotFound(f"image {image_id} is not in {self._store.url}") from None
+
+    def resolve(self, name: str) -> CatalogImage:
+        """Return the image that a user means by an id, or by a name as names/ shows it. Raises NotFound."""
+        snapshot = self.snapshot
+        image_id = name if name in snapshot.images else snapshot.names.get(file_name(name)) or snapshot.names.get(name)
+        if image_id is None:
+            raise NotFound(f"there is no image with the id or name '{name}' in {self._store.url}: see imagefs image list")
+        return snapshot.images[image_id]
+
+    async def look(self) -> None:
+        """Look at the store and take up what changed. Raises StoreError; the snapshot is then the old one."""
+        async with self._look:
+            listing = await run(Lane.STORE, lambda: list(self._store.list()))
+            known = self.snapshot.images
+            wanted = [listed for listed in listing if listed.image_id not in known or known[listed.image_id].version != listed.version]
+            read = await self._read_records(wanted)
+            stay = {listed.image_id for listed in listing}
+            unreadable = {listed.image_id for listed in wanted} - read.keys()
+            images = {image_id: image for image_id, image in known.items() if image_id in stay and image_id not in unreadable} | read
+            gone = known.keys() - images.keys()
+            if read or gone:
+                await run(Lane.DISK, self._database.save, list(read.values()), list(gone))
+                self._replace(images)
+
+    async def find(self, image_id: str) -> CatalogImage:
+        """Return an image by id, asking the store for one that no look has seen yet. Raises NotFound, StoreError."""
+        if image_id in self.snapshot.images:
+            return self.snapshot.images[image_id]
+        stored = await run(Lane.STORE, self._store.find, image_id)
+        image = CatalogImage(stored.record, stored.version)
+        self._replace(self.snapshot.images | {image_id: image})
+        return image
+
+    async def keep_fresh(self) -> None:
+        """Look again and again, until cancelled; a store that is down costs one warning for each change of its state."""
+        pause, reachable = REFRESH_SECONDS, True
+        while True:
+            await trio.sleep(pause)
+            started = trio.current_time()
+            try:
+                await self.look()
+            except Exception as error:  # whatever it is, the mount goes on with what is known
+                (log.warning if reachable else log.debug)("the store cannot be listed; the catalog stays as it is error=%s", error)
+                reachable = False
+            else:
+                if not reachable:
+                    log.info("the store can be listed again url=%s", self._store.url)
+                reachable = True
+            pause = max(REFRESH_SECONDS, 20 * (trio.current_time() - started))
+
+    async def _read_records(self, wanted: list[Listed]) -> dict[str, CatalogImage]:
+        """Read many records at once; one that is gone or damaged is left out, with a warning for the latter."""
+        read: dict[str, CatalogImage] = {}
+        failures: list[StoreError] = []
+
+        async def read_one(listed: Listed) -> None:
+            try:
+                stored: StoredRecord = await run(Lane.STORE, self._store.record, listed)
+            except NotFound:
+                return
+            except ImageRefused as error:
+                log.warning("an image is left out of the catalog image=%s error=%s", listed.image_id, error)
+                return
+            except StoreError as error:
+                failures.append(error)
+                return
+            read[listed.image_id] = CatalogImage(stored.record, stored.version)
+
+        for start in range(0, len(wanted), 256):  # tasks are cheap, ten thousand of them are not
+            async with trio.open_nursery() as nursery:
+                for listed in wanted[start : start + 256]:
+                    nursery.start_soon(read_one, listed)
+            if failures:
+                raise failures[0]
+        return read
+
+    def _replace(self, images: dict[str, CatalogImage]) -> None:
+        old = self.snapshot
+        self.snapshot = Snapshot(old.generation + 1, images, file_names(images.values()))
+        for watcher in self.watchers:
+            watcher(old, self.snapshot)
+
+
+def file_name(name: str) -> str:
+    """Return an image's name as a file name: `/`, control and bidirectional characters and a leading dot as %XX of UTF-8."""
+    escaped = "".join(_percent(character) if _unprintable(character) else character for character in name)
+    return "%2E" + escaped[1:] if escaped.startswith(".") else escaped
+
+
+def _unprintable(character: str) -> bool:
+    return character == "/" or character in _BIDIRECTIONAL or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def file_names(images: Iterable[CatalogImage]) -> dict[str, str]:
+    """Return the names/ directory: the newest active image of a name has it plainly, all that share it as `<name>@<8 of id>`.
+
+    A name whose file name would be over 255 bytes is cut, and then always carries the id's 8 digits.
+    """
+    groups: dict[str, list[CatalogImage]] = {}
+    for image in images:
+        if image.record.name:
+            groups.setdefault(file_name(image.record.name), []).append(image)
+    names: dict[str, str] = {}
+    for name, group in groups.items():
+        short = name.encode()[:240].decode(errors="ignore")
+        if len(group) > 1 or len(name.encode()) > 255:
+            names |= {f"{short}@{image.record.id[:8]}": image.record.id for image in group}
+        if len(name.encode()) <= 255:
+            active = [image for image in group if image.record.status == "active"]
+            newest = max(active or group, key=lambda image: (image.record.created_at, image.record.id))
+            names[name] = newest.record.id
+    return names

@@ -1,0 +1,160 @@
+"""This module puts the parts together and keeps them running: it owns the one nursery, the signals and the order of the end."""
+
+import contextlib
+import grp
+import logging
+import os
+import pwd
+import resource
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import trio
+
+from imagefs import threads
+from imagefs.cache.budget import Budget
+from imagefs.cache.memory import Memory
+from imagefs.cache.root import CacheRoot
+from imagefs.catalog import Catalog, RecordDatabase
+from imagefs.config import Config
+from imagefs.counters import COUNTERS
+from imagefs.errors import InvalidInput, StoreUnavailable
+from imagefs.fetch.backoff import RetryPolicy
+from imagefs.files.tree import Tree
+from imagefs.fuse.server import Server, terminate
+from imagefs.instances import Instances
+from imagefs.library import Library
+from imagefs.metrics import Metrics
+from imagefs.statedir import StateDirectory
+from imagefs.store.configured import open_configured
+from imagefs.store.protocol import ImageStore
+from imagefs.threads import Lane, run
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
+    """Mount and serve until the mount is gone or SIGTERM or SIGINT comes; `ready` is called once the mount is usable.
+
+    Blocks. Raises ImagefsError with one clear line for whatever keeps the mount from being made; nothing is then left mounted.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold guests' bytes and credentials
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    state = StateDirectory(config.state.dir).lock(str(mountpoint))
+    try:
+        store = open_configured(config.store)
+        trio.run(_Daemon(config, mountpoint, state, store, ready).run)
+    except BaseExceptionGroup as group:
+        raise _single(group) from group
+    finally:
+        state.close()
+
+
+class _Daemon:
+    """One mount's parts, in the order they depend on each other."""
+
+    def __init__(self, config: Config, mountpoint: Path, state: StateDirectory, store: ImageStore, ready: Callable[[], None]) -> None:
+        self._config = config
+        self._mountpoint = mountpoint
+        self._state = state
+        self._store = store
+        self._ready = ready
+
+    async def run(self) -> None:
+        """Build the parts bottom up, serve, and take them down again in the opposite order."""
+        config, state = self._config, self._state
+        async with contextlib.AsyncExitStack() as parts:
+            database = await run(Lane.DISK, RecordDatabase, state.catalog, self._store.url)
+            parts.callback(database.close)
+            catalog = Catalog(self._store, database)
+            await self._first_look(catalog)
+            floor = config.cache.free_space_floor
+            budget = Budget(config.cache.size, floor_bytes=floor.size, floor_fraction=floor.fraction)
+            cache = CacheRoot(state.cache, budget, Memory(config.cache.memory))
+            await cache.start()
+            parts.callback(cache.close)
+            nursery = await parts.enter_async_context(trio.open_nursery())
+            parts.callback(nursery.cancel_scope.cancel)
+            library = Library(self._store, cache, nursery, RetryPolicy())
+            instances = Instances(state, dict(config.flavors), catalog, library)
+            await run(Lane.DISK, instances.load)
+            parts.push_async_callback(instances.close)
+            metrics = Metrics(COUNTERS, self._gauges(catalog, instances, budget))
+            if config.metrics.listen is not None:
+                parts.callback(metrics.listen(config.metrics.listen).shutdown)
+            tree = Tree(
+                catalog, library, instances, config.flavors, metrics.text,
+                owner=(os.getuid(), os.getgid()), instances_owner=instances_owner(config),
+            )  # fmt: skip
+            server = Server(tree, state.path, self._mountpoint, allow_other=config.mount.allow_other)
+            server.mount()
+            parts.callback(server.unmount)
+            nursery.start_soon(catalog.keep_fresh, name="catalog")
+            nursery.start_soon(self._signals, catalog, name="signals")
+            nursery.start_soon(self._announce, server, name="announce")
+            await server.serve()
+            log.info("unmounted mountpoint=%s", self._mountpoint)
+
+    async def _first_look(self, catalog: Catalog) -> None:
+        """Look at the store; one that is down is put up with if an earlier mount has left a catalog."""
+        try:
+            await run(Lane.STORE, self._store.check)
+            await catalog.look()
+        except StoreUnavailable as error:
+            if not catalog.snapshot.images:
+                raise
+            log.warning("the store is down; starting with %d images of an earlier mount error=%s", len(catalog.snapshot.images), error)
+
+    async def _announce(self, server: Server) -> None:
+        await run(Lane.DISK, server.tune)
+        log.info("mounted mountpoint=%s store=%s state=%s", self._mountpoint, self._store.url, self._state.path)
+        self._ready()
+
+    async def _signals(self, catalog: Catalog) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    with contextlib.suppress(StoreUnavailable):
+                        await catalog.look()
+                else:
+                    log.info("ending on signal %s", signal.Signals(number).name)
+                    terminate()
+
+    def _gauges(self, catalog: Catalog, instances: Instances, budget: Budget) -> Callable[[], Mapping[str, float]]:
+        def gauges() -> Mapping[str, float]:
+            return {
+                "images": len(catalog.snapshot.images),
+                "instances": len(instances.by_name),
+                "cache_bytes": budget.used,
+                "cache_limit_bytes": budget.limit,
+                **{f"threads_{lane}": count for lane, count in threads.busy().items()},
+            }
+
+        return gauges
+
+
+def instances_owner(config: Config) -> tuple[int, int, int]:
+    """Return uid, gid and mode of instances/ as configured; without a word about it they are the mounting user's, 0755."""
+    wanted = config.instances
+    try:
+        uid = pwd.getpwnam(wanted.owner).pw_uid if wanted.owner is not None else os.getuid()
+        gid = grp.getgrnam(wanted.group).gr_gid if wanted.group is not None else os.getgid()
+    except KeyError as error:
+        raise InvalidInput(f"[instances]: {error.args[0]}: there is no such user or group on this host") from None
+    return uid, gid, wanted.mode
+
+
+def _single(group: BaseExceptionGroup) -> BaseException:
+    """Return the first error that says something: an exception group is trio's way to end, not a message for a user."""
+    leaves = list(_leaves(group))
+    return next((error for error in leaves if not isinstance(error, trio.Cancelled)), leaves[0])
+
+
+def _leaves(group: BaseExceptionGroup) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

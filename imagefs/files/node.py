@@ -1,0 +1,188 @@
+"""This module is a file of the mount as the kernel's protocol needs it, but free of that protocol: plain ids, ranges and bytes.
+
+`Node` answers every operation with the refusal that fits a read-only tree; the modules beside this one say what their files
+can do. Permissions are checked here and there, never by the kernel (the mount has no default_permissions): by mode bits.
+"""
+
+import dataclasses
+import hashlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
+
+from imagefs.errors import Denied, NoAttribute, NotFound, NotPermitted, ReadOnly, Unsupported
+from imagefs.identity import Caller, mode_allows
+
+ROOT_INODE: Final = 1
+PUBLIC_TIMEOUT: Final = 300.0
+"""Seconds for which the kernel may keep names and attributes that are the same for every caller."""
+SHARED_ATTRIBUTES_TIMEOUT: Final = 1.0
+"""Seconds for which the kernel may keep attributes of a file whose name it may not keep. The way to them leads through the
+name, which is looked up and checked each time; with 0 the kernel would ask for attributes before each read of an open disk,
+which halves its IOPS."""
+
+
+def inode_of(kind: str, key: str) -> int:
+    """Return the inode number of an object: 62 bits of a hash of what it is, so that it outlives the daemon.
+
+    Two objects out of a million collide with a probability of one in ten million.
+    """
+    digest = hashlib.blake2b(f"{kind}\0{key}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") & (2**62 - 1)) | 1 << 61
+
+
+@dataclasses.dataclass(slots=True)
+class Attributes:
+    """What stat(2) shows of a node (sizes in bytes, times in nanoseconds), and for how long the kernel may believe it (seconds)."""
+
+    inode: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    allocated: int
+    modified_ns: int
+    changed_ns: int
+    links: int = 1
+    name_timeout: float = 0.0
+    attributes_timeout: float = SHARED_ATTRIBUTES_TIMEOUT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenMode:
+    """How the kernel should treat an open file: keep its pages over opens, or ask for every read (a file without a size)."""
+
+    keep_pages: bool = False
+    uncached: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Changes:
+    """What chmod, chown, truncate and utimens ask for; None where they do not."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+
+
+class Node:
+    """One file or directory. `kind` and `key` name it for ever; `inode` derives from them."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, key: str) -> None:
+        """Take what names the node among those of its kind."""
+        self.key = key
+        self.inode = inode_of(self.kind, key)
+
+    def __repr__(self) -> str:
+        return f"{self.kind}/{self.key}"
+
+    # -- what every node must say ---------------------------------------------------------------
+
+    def attributes(self) -> Attributes:
+        """Return what stat(2) shows. Never waits."""
+        raise Unsupported(f"{self!r} has no attributes")
+
+    def check(self, caller: Caller, wanted: int) -> None:
+        """Raise Denied unless the caller may do `wanted` (os.R_OK | os.W_OK | os.X_OK) here."""
+        shown = self.attributes()
+        if not mode_allows(caller, wanted, shown.mode, shown.uid, shown.gid):
+            raise Denied(f"uid {caller.uid} may not do this to {self!r}")
+
+    # -- directories ----------------------------------------------------------------------------
+
+    async def lookup(self, caller: Caller, name: str) -> "Node":
+        """Return the child of this name. Raises NotFound, Denied."""
+        raise NotFound(f"{self!r} has no files in it")
+
+    def children(self, caller: Caller) -> "Sequence[tuple[str, Node]]":
+        """Return names and nodes of the children that the caller sees, in any order; checked when the directory is opened."""
+        raise Unsupported(f"{self!r} is not a directory")
+
+    async def make_directory(self, caller: Caller, name: str, mode: int) -> "Node":
+        """Make a directory in this one."""
+        raise ReadOnly(f"directories cannot be made in {self!r}")
+
+    async def make_file(self, caller: Caller, name: str, mode: int) -> "Node":
+        """Make a file in this directory."""
+        raise ReadOnly(f"files cannot be made in {self!r}")
+
+    async def remove_directory(self, caller: Caller, name: str) -> None:
+        """Remove a directory from this one."""
+        raise ReadOnly(f"directories cannot be removed from {self!r}")
+
+    async def remove_file(self, caller: Caller, name: str) -> None:
+        """Remove a file from this directory."""
+        raise ReadOnly(f"files cannot be removed from {self!r}")
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def target(self) -> str:
+        """Return where a symbolic link leads."""
+        raise Unsupported(f"{self!r} is not a symbolic link")
+
+    async def open(self, caller: Caller, flags: int) -> OpenMode:
+        """Open for reading or writing as `flags` say, after checking that the caller may."""
+        raise Unsupported(f"{self!r} cannot be opened")
+
+    async def close(self) -> None:
+        """Give back what `open` took."""
+
+    def read_nowait(self, offset: int, length: int) -> bytes | bytearray | None:
+        """Return bytes if that takes no waiting, else None. See Source."""
+        return None
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray:
+        """Return bytes; empty at or past the end."""
+        raise Unsupported(f"{self!r} cannot be read")
+
+    def write_nowait(self, offset: int, body: bytes) -> int | None:
+        """Write all of `body` and return its length if that takes no waiting, else None."""
+        return None
+
+    async def write(self, offset: int, body: bytes) -> int:
+        """Write all of `body` and return its length."""
+        raise ReadOnly(f"{self!r} is never written")
+
+    async def flush(self) -> None:
+        """Make everything written durable."""
+
+    async def change(self, caller: Caller, changes: Changes) -> None:
+        """Change mode, owner or size."""
+        raise ReadOnly(f"{self!r} is never changed")
+
+    # -- extended attributes --------------------------------------------------------------------
+
+    def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
+        """Return all extended attributes that the caller sees, by full name ("user.name")."""
+        return {}
+
+    def xattr(self, caller: Caller, name: str) -> bytes:
+        """Return one extended attribute. Raises NoAttribute."""
+        try:
+            return self.xattrs(caller)[name]
+        except KeyError:
+            raise NoAttribute(f"{self!r} has no attribute {name}") from None
+
+    async def set_xattr(self, caller: Caller, name: str, value: bytes) -> None:
+        """Set one extended attribute."""
+        raise NotPermitted(f"attribute {name} of {self!r} cannot be set")
+
+    async def remove_xattr(self, caller: Caller, name: str) -> None:
+        """Remove one extended attribute. Raises NoAttribute if it is not there."""
+        self.xattr(caller, name)
+        raise NotPermitted(f"attribute {name} of {self!r} cannot be removed")
+
+
+def check_read_only(node: Node, flags: int) -> None:
+    """Raise ReadOnly if `flags` of open(2) ask for writing."""
+    if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        raise ReadOnly(f"{node!r} is never written")
+
+
+def directory_attributes(inode: int, mode: int, uid: int, gid: int, changed_ns: int, *, name_timeout: float = 0.0) -> Attributes:
+    """Return a directory's attributes."""
+    return Attributes(inode, stat.S_IFDIR | mode, uid, gid, 0, 0, changed_ns, changed_ns, links=2, name_timeout=name_timeout)

@@ -1,0 +1,303 @@
+"""This module answers the kernel: each handler unpacks a request, calls one method of a node, and packs the reply.
+
+File handles are inode numbers and nothing is kept for them here, so that a restarted daemon serves handles it never gave out.
+"""
+
+import bisect
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from imagefs.counters import COUNTERS
+from imagefs.errors import Denied, NotFound, NotPermitted
+from imagefs.files.node import Attributes, Changes, Node
+from imagefs.files.tree import Tree
+from imagefs.fuse.errno import guarded
+from imagefs.identity import Caller
+
+BLOCK_SIZE: Final = 1024 * 1024
+"""st_blksize: what cp and cat read at once."""
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, tree: Tree, state_path: str) -> None:
+        """Serve `tree`; statfs speaks of the filesystem that holds `state_path`."""
+        super().__init__()
+        self._tree = tree
+        self._state_path = state_path
+        self._listings: dict[int, list[tuple[int, str, Node]]] = {}
+
+    def _caller(self, context: RequestContext) -> Caller:
+        caller = Caller(context.uid, context.gid, context.umask)
+        self._tree.admit(caller)
+        return caller
+
+    # -- names and attributes -------------------------------------------------------------------
+
+    @guarded
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """Find a child."""
+        caller = self._caller(ctx)
+        child = await self._tree.node(parent_inode).lookup(caller, os.fsdecode(name))
+        return packed(self._tree.know(child).attributes())
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Nothing is held for the kernel's sake."""
+
+    @guarded
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Answer stat(2). It comes without a path, for what was looked up or is open."""
+        self._caller(ctx)
+        return packed(self._tree.node(inode).attributes())
+
+    @guarded
+    async def setattr(
+        self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Answer chmod, chown, truncate and utimens (times are accepted and follow the data)."""
+        node = self._tree.node(inode)
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+        )
+        await node.change(self._caller(ctx), changes)
+        return packed(node.attributes())
+
+    @guarded
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Return where a symbolic link leads."""
+        self._caller(ctx)
+        return FileNameT(os.fsencode(self._tree.node(inode).target()))
+
+    @guarded
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        """Tell whether the caller may do what access(2) asks about."""
+        try:
+            self._tree.node(inode).check(self._caller(ctx), mode)
+        except Denied:
+            return False
+        return True
+
+    # -- making and removing --------------------------------------------------------------------
+
+    @guarded
+    async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
+        """Make a directory."""
+        caller = self._caller(ctx)
+        made = await self._tree.node(parent_inode).make_directory(caller, os.fsdecode(name), mode)
+        return packed(self._tree.know(made).attributes())
+
+    @guarded
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove a directory."""
+        await self._tree.node(parent_inode).remove_directory(self._caller(ctx), os.fsdecode(name))
+
+    @guarded
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove a file."""
+        await self._tree.node(parent_inode).remove_file(self._caller(ctx), os.fsdecode(name))
+
+    @guarded
+    async def create(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext) -> tuple[FileInfo, EntryAttributes]:
+        """Make and open a file."""
+        caller = self._caller(ctx)
+        made = self._tree.know(await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), mode))
+        return await self._opened(made, caller, flags), packed(made.attributes())
+
+    @guarded
+    async def mknod(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        """Make a file; devices and pipes are files of another kind, which there are none of here."""
+        caller = self._caller(ctx)
+        return packed((await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), mode)).attributes())
+
+    @guarded
+    async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """Make a symbolic link: refused as any other file."""
+        caller = self._caller(ctx)
+        return packed((await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), 0o777)).attributes())
+
+    @guarded
+    async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """Make a hard link: refused as any other file."""
+        caller = self._caller(ctx)
+        return packed((await self._tree.node(new_parent_inode).make_file(caller, os.fsdecode(new_name), 0o600)).attributes())
+
+    @guarded
+    async def rename(
+        self, parent_inode_old: InodeT, name_old: FileNameT, parent_inode_new: InodeT, name_new: FileNameT, flags: FlagT, ctx: RequestContext
+    ) -> None:
+        """Refuse: names are ids here, or mean something."""
+        caller = self._caller(ctx)
+        await self._tree.node(parent_inode_new).make_file(caller, os.fsdecode(name_new), 0)
+        raise NotPermitted("nothing can be renamed")
+
+    # -- files ----------------------------------------------------------------------------------
+
+    @guarded
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """Open a file."""
+        return await self._opened(self._tree.node(inode), self._caller(ctx), flags)
+
+    async def _opened(self, node: Node, caller: Caller, flags: int) -> FileInfo:
+        mode = await node.open(caller, flags)
+        return FileInfo(fh=FileHandleT(node.inode), keep_cache=mode.keep_pages, direct_io=mode.uncached)
+
+    @guarded
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Read: a hit is answered here and now, without leaving the event loop."""
+        node = self._tree.node(fh)
+        found = node.read_nowait(off, size)
+        if found is None:
+            found = await node.read(off, size)
+        COUNTERS.reads += 1
+        COUNTERS.read_bytes += len(found)
+        return found  # type: ignore[return-value]  # pyfuse3 takes anything with a buffer
+
+    @guarded
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Write."""
+        node = self._tree.node(fh)
+        written = node.write_nowait(off, buf)
+        if written is None:
+            written = await node.write(off, buf)
+        COUNTERS.writes += 1
+        COUNTERS.written_bytes += written
+        return written
+
+    async def flush(self, fh: FileHandleT) -> None:
+        """Answer close(2): nothing is held back that it would have to push."""
+
+    @guarded
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Make what was written durable."""
+        COUNTERS.flushes += 1
+        await self._tree.node(fh).flush()
+
+    @guarded
+    async def release(self, fh: FileHandleT) -> None:
+        """Forget one open."""
+        await self._tree.node(fh).close()
+
+    # -- directories ----------------------------------------------------------------------------
+
+    @guarded
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Take the directory's list, checked for the caller.
+
+        Entries stand in the order of a hash of their names, and the hash is the position: a reader neither misses nor sees
+        twice what was there all the time, even when the directory changes or the daemon restarts between two calls.
+        """
+        children = self._tree.node(inode).children(self._caller(ctx))
+        self._listings[inode] = sorted((_position(name), name, node) for name, node in children)
+        return FileHandleT(inode)
+
+    @guarded
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """List entries behind position `start_id`, with their attributes."""
+        listing = self._listings.get(fh)
+        if listing is None:
+            children = self._tree.node(InodeT(fh)).children(Caller(0, 0))
+            listing = self._listings[fh] = sorted((_position(name), name, node) for name, node in children)
+        for index in range(bisect.bisect_right(listing, start_id, key=_first), len(listing)):
+            position, name, node = listing[index]
+            try:
+                shown = packed(self._tree.know(node).attributes())
+            except NotFound:  # removed since the list was taken
+                continue
+            if not pyfuse3.readdir_reply(token, FileNameT(os.fsencode(name)), shown, position):
+                return
+
+    @guarded
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Forget the list."""
+        self._listings.pop(fh, None)
+
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """What was made or removed is durable before it is answered."""
+
+    # -- extended attributes --------------------------------------------------------------------
+
+    @guarded
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """Read one extended attribute."""
+        return self._tree.node(inode).xattr(self._caller(ctx), os.fsdecode(name))
+
+    @guarded
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """List extended attributes."""
+        return [XAttrNameT(os.fsencode(name)) for name in self._tree.node(inode).xattrs(self._caller(ctx))]
+
+    @guarded
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Set an extended attribute."""
+        await self._tree.node(inode).set_xattr(self._caller(ctx), os.fsdecode(name), bytes(value))
+
+    @guarded
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Remove an extended attribute."""
+        await self._tree.node(inode).remove_xattr(self._caller(ctx), os.fsdecode(name))
+
+    # -- the filesystem -------------------------------------------------------------------------
+
+    @guarded
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """Show the room on the filesystem that holds the state directory: what instances can still grow into."""
+        host = os.statvfs(self._state_path)
+        shown = StatvfsData()
+        for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_namemax"):
+            setattr(shown, field, getattr(host, field))
+        return shown
+
+
+def packed(shown: Attributes) -> EntryAttributes:
+    """Return attributes in pyfuse3's form."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(shown.inode)
+    entry.st_mode = ModeT(shown.mode)
+    entry.st_nlink = shown.links
+    entry.st_uid = shown.uid
+    entry.st_gid = shown.gid
+    entry.st_size = shown.size
+    entry.st_blksize = BLOCK_SIZE
+    entry.st_blocks = -(-shown.allocated // 512)
+    entry.st_atime_ns = shown.modified_ns
+    entry.st_mtime_ns = shown.modified_ns
+    entry.st_ctime_ns = shown.changed_ns
+    entry.st_birthtime_ns = shown.modified_ns
+    entry.entry_timeout = shown.name_timeout
+    entry.attr_timeout = shown.attributes_timeout
+    return entry
+
+
+def _position(name: str) -> int:
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & (2**62 - 1) or 1
+
+
+def _first(entry: tuple[int, str, Node]) -> int:
+    return entry[0]

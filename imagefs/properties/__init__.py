@@ -1,0 +1,1 @@
+"""This package is an image's properties as callers see them."""

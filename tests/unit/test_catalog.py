@@ -1,0 +1,175 @@
+"""Tests of the catalog: names as files, and looks at the store that read only what changed."""
+
+import dataclasses
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagefs.catalog import Catalog, CatalogImage, RecordDatabase, file_name, file_names
+from imagefs.errors import ImageRefused, NotFound, StoreUnavailable
+from imagefs.store.protocol import Entry, Listed, StoredRecord
+from imagefs.store.record import ImageRecord
+
+A, B, C = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "abc")
+
+
+def record(image_id: str, name: str | None = None, *, created: str = "2026-01-01T00:00:00Z", status: str = "active") -> ImageRecord:
+    """Return a small record."""
+    return ImageRecord(id=image_id, created_at=created, updated_at=created, name=name, status=status, os_hash_value="0" * 128)
+
+
+@dataclasses.dataclass
+class ListStore:
+    """A store that is a dictionary, and counts how often a record is read."""
+
+    images: dict[str, tuple[str, ImageRecord]]
+    reads: int = 0
+    down: bool = False
+    url: str = "test:"
+
+    def list(self) -> Iterator[Listed]:
+        if self.down:
+            raise StoreUnavailable("the store is down")
+        for image_id, (version, _) in self.images.items():
+            yield Listed(image_id, version, Entry(f"{image_id}/image.json", 1, version, 0))
+
+    def record(self, listed: Listed) -> StoredRecord:
+        self.reads += 1
+        version, found = self.images[listed.image_id]
+        if found.status == "damaged":
+            raise ImageRefused("damaged")
+        return StoredRecord(found, version)
+
+    def find(self, image_id: str) -> StoredRecord:
+        if image_id not in self.images:
+            raise NotFound(image_id)
+        version, found = self.images[image_id]
+        return StoredRecord(found, version)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("debian-12", "debian-12"),
+        ("a/b", "a%2Fb"),
+        (".hidden", "%2Ehidden"),
+        ("..", "%2E."),
+        ("a\nb\x1b[31m", "a%0Ab%1B[31m"),
+        ("x\u202egnp", "x%E2%80%AEgnp"),
+        ("bytes \udcff", "bytes %ED%B3%BF"),
+        ("Grüße 100%", "Grüße 100%"),
+    ],
+)
+def test_file_name_escapes_what_a_directory_cannot_show(name: str, shown: str) -> None:
+    """Slashes, control and bidirectional characters, surrogates and a leading dot are percent-encoded; the rest stays."""
+    assert file_name(name) == shown
+
+
+def test_shared_name_goes_to_newest_active_image() -> None:
+    """Of images that share a name the newest active one has it plainly, and each has it with its id."""
+    images = [
+        CatalogImage(record(A, "os", created="2026-01-01T00:00:00Z"), "1"),
+        CatalogImage(record(B, "os", created="2026-02-01T00:00:00Z"), "1"),
+        CatalogImage(record(C, "os", created="2026-03-01T00:00:00Z", status="queued"), "1"),
+    ]
+    assert file_names(images) == {"os": B, "os@aaaaaaaa": A, "os@bbbbbbbb": B, "os@cccccccc": C}
+
+
+def test_long_name_is_cut_and_carries_the_id() -> None:
+    """A name that does not fit a directory entry is shown cut, with the id's first digits."""
+    names = file_names([CatalogImage(record(A, "ü" * 255), "1")])
+    (name,) = names
+    assert name.endswith("@aaaaaaaa")
+    assert len(name.encode()) <= 255
+
+
+async def test_look_reads_only_changed_records(tmp_path: Path) -> None:
+    """A second look, and a second mount, read no record whose version they know."""
+    store = ListStore({A: ("1", record(A, "one")), B: ("1", record(B, "two"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    await catalog.look()
+    assert store.reads == 2
+    store.images[B] = ("2", record(B, "renamed"))
+    await catalog.look()
+    assert store.reads == 3
+    again = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    assert {image.record.name for image in again.snapshot.images.values()} == {"one", "renamed"}
+    await again.look()
+    assert store.reads == 3
+
+
+async def test_look_at_a_store_that_is_down_keeps_the_catalog(tmp_path: Path) -> None:
+    """A look that fails changes nothing."""
+    store = ListStore({A: ("1", record(A, "one"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    before, store.down = catalog.snapshot, True
+    with pytest.raises(StoreUnavailable):
+        await catalog.look()
+    assert catalog.snapshot is before
+
+
+async def test_damaged_record_leaves_others_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An image whose record is damaged is left out with a warning; the others are shown."""
+    store = ListStore({A: ("1", record(A, "one", status="damaged")), B: ("1", record(B, "two"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    assert list(catalog.snapshot.images) == [B]
+    assert A in caplog.text
+
+
+async def test_watchers_learn_of_removed_images(tmp_path: Path) -> None:
+    """A watcher sees the old and the new snapshot when an image is gone."""
+    store = ListStore({A: ("1", record(A, "one")), B: ("1", record(B, "two"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    seen: list[tuple[set[str], set[str]]] = []
+    catalog.watchers.append(lambda old, new: seen.append((set(old.images), set(new.images))))
+    del store.images[A]
+    await catalog.look()
+    assert seen == [({A, B}, {B})]
+
+
+async def test_find_asks_the_store_for_an_unseen_image(tmp_path: Path) -> None:
+    """An image made after the last look opens by its id; one that does not exist is not found."""
+    store = ListStore({})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    store.images[A] = ("1", record(A, "new"))
+    assert (await catalog.find(A)).record.name == "new"
+    assert catalog.resolve("new").record.id == A
+    with pytest.raises(NotFound):
+        await catalog.find(B)
+
+
+def test_damaged_database_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A database that is no database is kept aside and made anew, with a warning."""
+    path = tmp_path / "db"
+    path.write_bytes(b"this is not a database, and long enough to be looked at" * 100)
+    assert RecordDatabase(path, "test:").load() == {}
+    assert (tmp_path / "db.damaged").exists()
+    assert "made anew" in caplog.text
+
+
+def test_database_of_another_store_is_emptied(tmp_path: Path) -> None:
+    """Records of one store are never shown as another's."""
+    path = tmp_path / "db"
+    first = RecordDatabase(path, "file:///one")
+    first.save([CatalogImage(record(A, "one"), "1")], [])
+    first.close()
+    assert RecordDatabase(path, "file:///two").load() == {}
+
+
+def test_row_that_fails_its_checksum_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged row is left out, with a warning, and so read from the store."""
+    path = tmp_path / "db"
+    database = RecordDatabase(path, "test:")
+    database.save([CatalogImage(record(A, "one"), "1"), CatalogImage(record(B, "two"), "1")], [])
+    database.close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE image SET body = replace(body, 'one', 'two') WHERE id = ?", (A,))
+    raw.close()
+    assert list(RecordDatabase(path, "test:").load()) == [B]
+    assert "checksum" in caplog.text or "SHA-256" in caplog.text
