@@ -1,0 +1,130 @@
+"""The manual pages say what the commands and the configuration say, and nothing else."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from imagefs import config
+from imagefs.cli.main import LazyGroup, imagefs
+from imagefs.cli.mount_helper import mount_imagefs
+
+MANUAL = Path(__file__).parents[2] / "man"
+PAGES = sorted(MANUAL.glob("*.[1-9]"))
+_OPTION = re.compile(r"\bFl (-?\S+)")
+
+
+def commands(group: click.Group = imagefs, path: str = "imagefs") -> dict[str, click.Command]:
+    """Return every command that is not a group, by the words that call it."""
+    context = click.Context(group)
+    found: dict[str, click.Command] = {}
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found |= commands(command, f"{path} {name}") if isinstance(command, LazyGroup) else {f"{path} {name}": command}
+    return found
+
+
+def options(command: click.Command) -> set[str]:
+    """Return the options that --help shows, but --help."""
+    return {
+        word
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden
+        for word in (*option.opts, *option.secondary_opts)
+        if word not in {"-h", "--help"}
+    }
+
+
+def sections(page: Path) -> dict[str, list[str]]:
+    """Return the lines of a page below each .Ss and .Sh heading."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in page.read_text().splitlines():
+        if line.startswith((".Ss ", ".Sh ")):
+            lines = found.setdefault(line[4:].replace("\\(dq", '"'), [])
+        lines.append(line)
+    return found
+
+
+def documented_options(lines: list[str]) -> set[str]:
+    """Return the options that items of lists describe."""
+    return {f"-{name}" for line in lines if line.startswith(".It ") for name in _OPTION.findall(line)}
+
+
+MANUAL_COMMANDS = {
+    heading: lines for page in PAGES if page.suffix == ".8" for heading, lines in sections(page).items() if heading.startswith("imagefs ")
+}
+
+
+def test_every_command_has_its_section_and_the_reverse() -> None:
+    """No command without a text, no text without a command."""
+    assert set(MANUAL_COMMANDS) == set(commands())
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_options_of_help_and_manual_are_the_same(name: str) -> None:
+    """Each option of --help is an item of the command's section, and the reverse."""
+    assert documented_options(MANUAL_COMMANDS[name]) == options(commands()[name])
+
+
+def test_global_options_are_the_same() -> None:
+    """The options before the command are in imagefs(8)."""
+    assert documented_options(sections(MANUAL / "imagefs.8")["DESCRIPTION"]) == options(imagefs) | {"-h", "--help"}
+
+
+def test_mount_imagefs_is_the_same() -> None:
+    """mount(8)'s helper too."""
+    assert documented_options(sections(MANUAL / "imagefs-mount.8")["mount.imagefs"]) == options(mount_imagefs)
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_option_has_help(name: str) -> None:
+    """--help says something about each option."""
+    assert all(option.help for option in commands()[name].params if isinstance(option, click.Option) and not option.hidden)
+    assert commands()[name].help
+    assert commands()[name].short_help
+
+
+def test_keys_of_configuration_and_manual_are_the_same() -> None:
+    """Each key of the configuration is an item of imagefs.toml(5) in its section, and the reverse."""
+    quote = '"'
+    found = {
+        f"{heading.strip('[]').replace(quote, '')}.{line.split()[2]}"
+        for heading, lines in sections(MANUAL / "imagefs.toml.5").items()
+        if heading.startswith("[")
+        for line in lines
+        if line.startswith(".It Va ")
+    }
+    assert found == set(config.all_keys())
+
+
+def test_the_example_configuration_has_no_mistakes() -> None:
+    """What imagefs.toml(5) shows can be used as it stands."""
+    lines = sections(MANUAL / "imagefs.toml.5")["EXAMPLES"]
+    text = "\n".join(line for line in lines if not line.startswith("."))
+    found = config.parse(tomllib.loads(text), {}, "the example", Path("/data"))
+    assert found.store.url == "s3://images/prod"
+
+
+def test_keys_that_are_refused_are_named() -> None:
+    """Sections of later versions are said to be refused."""
+    text = (MANUAL / "imagefs.toml.5").read_text()
+    assert all(name in text for name in config.UNSUPPORTED if not name.startswith("instances."))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_clean(page: Path) -> None:
+    """There is nothing that mandoc warns of."""
+    checked = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_refer_to_pages_that_are_there(page: Path) -> None:
+    """A reference to a page of imagefs leads to one."""
+    referred = {f"{name}.{section}" for name, section in re.findall(r"^\.Xr (imagefs\S*) (\d)", page.read_text(), re.MULTILINE)}
+    assert referred <= {other.name for other in PAGES}

@@ -1,0 +1,54 @@
+"""A mount without FUSE: a plain directory that looks like one, with real extended attributes."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+from imagefs.flavors import BUILT_IN
+
+
+class FakeMount:
+    """The tree of a mount at `path`. What a daemon does by itself, such as making disks, the test has to do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for name in ("images", "raw", "names", "flavors", "instances", ".imagefs"):
+            (path / name).mkdir(parents=True)
+        for name, flavor in BUILT_IN.items():
+            (path / "flavors" / name).write_text(json.dumps(flavor.shown()))
+        (path / ".imagefs" / "stats").write_text("# HELP x\nimagefs_cache_bytes 1048576.0\nimagefs_cache_limit_bytes 2097152.0\n")
+        set_attributes(path, {"imagefs.version": "0.1.0", "imagefs.pid": str(os.getpid())})
+
+    def add_image(self, name: str | None, image_id: str | None = None, **attributes: str) -> str:
+        """Add an image, and its link in names/ if nothing has that name yet; else both get links with the id, as in imagefs."""
+        image_id = image_id or str(uuid.uuid4())
+        path = self.path / "images" / image_id
+        path.write_bytes(b"")
+        set_attributes(path, {"id": image_id, "status": "active", **({} if name is None else {"name": name}), **attributes})
+        if name is not None and "/" not in name:
+            link = self.path / "names" / name
+            if link.is_symlink():
+                other = link.readlink().name
+                for shared in (other, image_id):
+                    (self.path / "names" / f"{name}@{shared[:8]}").symlink_to(f"../images/{shared}")
+            else:
+                link.symlink_to(f"../images/{image_id}")
+        return image_id
+
+    def add_instance(self, name: str, image_id: str | None = None, flavor: str | None = "m1.small", disks: tuple[str, ...] = ("vda",)) -> Path:
+        """Add an instance with disks of 1 MiB."""
+        path = self.path / "instances" / name
+        path.mkdir()
+        for disk in disks:
+            with (path / disk).open("wb") as file:
+                file.truncate(1 << 20)
+        known = {"instance_uuid": str(uuid.uuid4()), "status": "active" if disks else "new", "image_id": image_id, "flavor": flavor}
+        set_attributes(path, {key: value for key, value in known.items() if value is not None})
+        return path
+
+
+def set_attributes(path: Path, attributes: dict[str, str]) -> None:
+    """Set `user.<name>` for each attribute."""
+    for name, value in attributes.items():
+        os.setxattr(path, f"user.{name}", value.encode())
