@@ -85,9 +85,14 @@ class _Daemon:
             if config.metrics.listen is not None:
                 parts.callback(metrics.listen(config.metrics.listen).shutdown)
             tree = Tree(
-                catalog, library, instances, config.flavors, metrics.text,
-                owner=(os.getuid(), os.getgid()), instances_owner=instances_owner(config),
-            )  # fmt: skip
+                catalog,
+                library,
+                instances,
+                config.flavors,
+                metrics.text,
+                owner=(os.getuid(), os.getgid()),
+                instances_owner=instances_owner(config),
+            )
             server = Server(tree, state.path, self._mountpoint, allow_other=config.mount.allow_other)
             server.mount()
             parts.callback(server.unmount)

@@ -56,7 +56,8 @@ class Node:
         try:
             return int(os.getxattr(self.mountpoint, "user.imagefs.pid"))
         except OSError as error:
-            raise Failed(f"{self.mountpoint} is not a working imagefs mount: {error.strerror}; see {self.directory / 'state' / 'imagefs.log'}") from error
+            log = self.directory / "state" / "imagefs.log"
+            raise Failed(f"{self.mountpoint} is not a working imagefs mount: {error.strerror}; see {log}") from error
 
     def statistics(self) -> dict[str, float]:
         """Return the metrics of .imagefs/stats by name, without the `imagefs_` before and the `_total` after it."""
@@ -124,10 +125,10 @@ def image_info(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def ended(process: "subprocess.Popen[Any]") -> Iterator[None]:
-    """End a process when the block ends, if it has not by itself."""
+def ended(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
+    """Hold a process, and end it when the block ends if it has not ended by itself."""
     try:
-        yield
+        yield process
     finally:
         if process.poll() is None:
             process.kill()

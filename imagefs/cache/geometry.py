@@ -9,8 +9,8 @@ from typing import Final
 from imagefs.units import UNIT
 
 WINDOW_UNITS: Final = 8
-"""Units that one miss fetches at most ahead: up to the end of its aligned 512 KiB. A guest's next read is in there half the time, and at
-30 ms to the first byte the 448 KiB more take less time than one more request."""
+"""Units in a window: one miss fetches to the end of its aligned 512 KiB. At 1 Gb/s the 448 KiB more take 4 ms; one more request to a
+store that is 30 ms away would take 30. No reader waits for them: each unit is served as it arrives."""
 
 FILL_UNITS: Final = 16
 """Units that one fill takes for a reader who wants more than a window: 1 MiB, the largest read that the kernel sends."""

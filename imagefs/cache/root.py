@@ -37,6 +37,7 @@ class _Opened:
 
     def __init__(self, shelf: Shelf, file: UnitFile | None, account: Account | None) -> None:
         self.shelf = weakref.ref(shelf)
+        self.name = shelf.name
         self.file = file
         self.account = account
 
@@ -178,6 +179,7 @@ class CacheRoot:
         if self._opened.get(key) is not opened:
             return
         del self._opened[key]
+        self._memory.forget(opened.name)
         if opened.file is not None and opened.account is not None:
             opened.file.close()
             self._budget.close_account(opened.account)

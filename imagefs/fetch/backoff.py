@@ -21,7 +21,7 @@ class RetryPolicy:
     """
 
     deadline: float = 60.0
-    """Without progress for this long, the next failure is final. A guest's disk time-out is 30 s and more; see `rerror=stop`."""
+    """Without progress for this long the fetch fails, and a guest that QEMU runs with `rerror=stop` is paused instead of seeing an error."""
     first: float = 0.1
     factor: float = 2.0
     cap: float = 5.0

@@ -3,8 +3,6 @@
 import contextlib
 from collections.abc import Callable
 
-import trio
-
 from imagefs import threads
 from imagefs.fetch.stored import StoredObject
 from imagefs.threads import Lane
@@ -29,8 +27,8 @@ class ObjectFiller:
     async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
         """Fetch `count` units from `first_unit` on and deliver each, in order, as its last byte arrives.
 
-        Raises StoreErrors; what was delivered before stays good. On cancellation the thread stops at its next unit, and this
-        waits for that.
+        Raises StoreErrors; what was delivered before stays good. On cancellation the thread stops at its next unit or
+        pause, and this waits for that.
         """
         await threads.run(Lane.FETCH, self._stream, first_unit, count, deliver)
 
@@ -38,4 +36,3 @@ class ObjectFiller:
         with contextlib.closing(self._stored.stream_units(first_unit, count)) as bodies:
             for unit, body in enumerate(bodies, first_unit):
                 deliver(unit, body)
-                trio.from_thread.check_cancelled()

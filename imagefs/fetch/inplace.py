@@ -50,6 +50,11 @@ class InPlaceSource:
         """Bytes in the object."""
         return self._size
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes that were proved and are read directly from now on."""
+        return min(self._size, self._proved.count(_PROVED) * UNIT)
+
     def close(self) -> None:
         """Close the descriptor; no read may be under way or follow."""
         self._closer()

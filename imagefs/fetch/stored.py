@@ -8,12 +8,17 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from imagefs.counters import COUNTERS
 from imagefs.errors import ImagefsError, StoreUnavailable, WrongBytes
 from imagefs.fetch.backoff import Chance, Clock, Retries, RetryPolicy
 from imagefs.fetch.digests import UnitDigests
 from imagefs.store.protocol import DataObject
 from imagefs.units import UNIT, unit_count
+
+SLICE: Final = 0.5
+"""Seconds after which a pause looks whether anybody still waits for it: umount does not wait for a store that is away."""
 
 WRONG_TRIES: Final = 3
 """Times that a unit is fetched before its bytes are called wrong: a bit that flipped on the way heals, one in the store does not."""
@@ -45,7 +50,7 @@ class StoredObject:
         self._clock = clock
         self._chance = chance
         self._closed = threading.Event()
-        self._sleep = sleep if sleep is not None else self._closed.wait
+        self._sleep = sleep if sleep is not None else self._wait
         self.size = source.size
         """Bytes in the object."""
         self.units = unit_count(source.size)
@@ -77,7 +82,8 @@ class StoredObject:
 
         Blocks. A transfer that breaks goes on at the first unit not yet yielded. Raises StoreUnavailable after the policy's
         deadline without progress, WrongBytes if a unit fails its digest each time, VersionChanged and StoreRefused at
-        once. Closing the generator early drops the connection.
+        once. Closing the generator early drops the connection. In a thread of trio's it raises trio.Cancelled soon after
+        the task that waits for the thread is cancelled.
         """
         unit, end = first_unit, min(first_unit + count, self.units)
         retries = Retries(self._policy, self._clock, self._chance)
@@ -117,14 +123,14 @@ class StoredObject:
         """Yield the verified units of one ranged GET. Raises StoreUnavailable if it ends before unit `end`."""
         offset = unit * UNIT
         length = min(end * UNIT, self.size) - offset
-        self._check_open()
+        self._check_wanted()
         with _COUNTING:
             COUNTERS.store_data_requests += 1
         with contextlib.closing(_as_generator(self._source.stream(offset, length))) as pieces:
             for body in cut_units(_counted(pieces), length, self.name):
                 self.verify_unit(unit, body)
                 yield body
-                self._check_open()
+                self._check_wanted()
                 unit += 1
         if unit < end:
             raise StoreUnavailable(f"{self.name}: the transfer of {length} bytes from offset {offset} ended before offset {unit * UNIT + UNIT}")
@@ -140,9 +146,17 @@ class StoredObject:
         COUNTERS.store_retries += 1
         self._sleep(pause)
 
-    def _check_open(self) -> None:
+    def _wait(self, pause: float) -> None:
+        end = time.monotonic() + pause
+        while (rest := end - time.monotonic()) > 0 and not self._closed.wait(min(rest, SLICE)):
+            self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        """Raise if nobody waits for the bytes any more."""
         if self._closed.is_set():
             raise StoreUnavailable(f"{self.name}: given up, because it is being closed")
+        with contextlib.suppress(RuntimeError):  # not a thread of trio's: then nobody can cancel it
+            trio.from_thread.check_cancelled()
 
 
 def cut_units(pieces: Iterator[bytes], length: int, origin: str) -> Iterator[bytes]:

@@ -10,8 +10,10 @@ from typing import ClassVar
 from imagefs.cache.cache import UnitCache
 from imagefs.catalog import Catalog, CatalogImage
 from imagefs.errors import ImagefsError, NotFound
+from imagefs.fetch.inplace import InPlaceSource
 from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Node, OpenMode, check_read_only, directory_attributes
 from imagefs.identity import Caller
+from imagefs.image.qcow2.disk import Qcow2Disk
 from imagefs.library import Library
 from imagefs.properties.view import XattrView, as_xattrs
 from imagefs.source import Source
@@ -121,7 +123,9 @@ class ImageFile(Node):
     def _cached(self) -> bytes:
         opened = self._library.opened(self.image)
         source = None if opened is None else opened.disk if self.shows_disk else opened.stored
-        cached = source.cached_bytes if isinstance(source, UnitCache) else 0
+        if isinstance(source, Qcow2Disk):  # what is not compressed is read in place, and takes no room
+            source = source.decoded
+        cached = source.cached_bytes if isinstance(source, UnitCache | InPlaceSource) else 0
         return f"{cached}/{self.size}".encode()
 
 

@@ -96,7 +96,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        """Tell whether the caller may do what access(2) asks about."""
+        """Tell whether the caller may do what it asks about."""
         try:
             self._tree.node(inode).check(self._caller(ctx), mode)
         except Denied:

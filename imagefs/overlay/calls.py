@@ -43,7 +43,7 @@ def write_wholly(calls: Calls, fd: int, body: bytes | bytearray | memoryview, of
         while written < len(rest):
             more = calls.pwrite(fd, rest[written:], offset + written)
             if more == 0:
-                raise OSError(errno.EIO, f"{origin}: the host wrote nothing at offset {offset + written}")  # noqa: TRY301 - one place for both
+                raise OSError(errno.EIO, f"{origin}: the host wrote nothing at offset {offset + written}")
             written += more
     except OSError as error:
         if error.errno in FULL:

@@ -197,9 +197,7 @@ class OverlayDisk:
         self._read_flags = 0
 
     def _damaged(self, start: int, stop: int) -> StateDamaged:
-        return StateDamaged(
-            f"{self._origin}: bytes {start} to {stop} lie in a damaged page of the map: whether they were written is lost; restore the disk from a backup"
-        )
+        return StateDamaged(f"{self._origin}: bytes {start} to {stop} lie in a damaged page of the map: restore the disk from a backup")
 
     # Writing.
 

@@ -16,9 +16,26 @@ XATTR_LIST_LIMIT: Final = 64 * 1024
 """Bytes that one listxattr(2) can return: all names, each with its NUL."""
 RESERVED_PREFIX: Final = "imagefs."
 CORE: Final = (
-    "id", "name", "status", "visibility", "owner", "disk_format", "container_format", "size", "virtual_size", "min_disk", "min_ram", "checksum",
-    "os_hash_algo", "os_hash_value", "created_at", "updated_at", "protected", "os_hidden", "tags",
-)  # fmt: skip
+    "id",
+    "name",
+    "status",
+    "visibility",
+    "owner",
+    "disk_format",
+    "container_format",
+    "size",
+    "virtual_size",
+    "min_disk",
+    "min_ram",
+    "checksum",
+    "os_hash_algo",
+    "os_hash_value",
+    "created_at",
+    "updated_at",
+    "protected",
+    "os_hidden",
+    "tags",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

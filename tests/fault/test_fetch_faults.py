@@ -4,11 +4,13 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+import trio
 
 from imagefs.counters import COUNTERS
 from imagefs.errors import StoreRefused, StoreUnavailable, VersionChanged, WrongBytes
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.fetch.digests import UnitDigests
+from imagefs.fetch.filler import ObjectFiller
 from imagefs.fetch.stored import StoredObject
 from imagefs.units import UNIT
 from tests.support.fetched import FakeClock, Piece, ScriptedObject, broken, hash_tree, noise
@@ -121,7 +123,7 @@ def test_different_bits_flip_each_time() -> None:
     fetched = Fetched(lambda attempt, offset, length: [flipped(offset, offset + length, min(offset + UNIT + attempt, offset + length - 1))])
     with pytest.raises(WrongBytes):
         fetched.all()
-    assert [offset // UNIT for offset, _ in fetched.object.requests] == [0, 1, 2, 3, 4, 5, 6, 6, 6]
+    assert [offset // UNIT for offset, _ in fetched.object.requests] == [0, 1, 2, 3, 4, 5, 6, 6]
 
 
 def test_too_many_bytes_are_refused() -> None:
@@ -138,6 +140,17 @@ def test_close_ends_pauses() -> None:
     units.close()
     with pytest.raises(StoreUnavailable, match=r"given up|no bytes"):
         list(units.stream_units(0, 1))
+
+
+async def test_a_cancelled_fill_does_not_wait_for_the_store() -> None:
+    """While the store is away a cancelled fill ends at its next pause, long before the deadline."""
+    fetched = Fetched(lambda attempt, offset, length: [broken()])
+    filler = ObjectFiller(StoredObject(fetched.object, None, RetryPolicy(deadline=1e9, first=1e6, cap=1e6)))
+    delivered: list[int] = []
+    with trio.move_on_after(0.1) as scope:
+        await filler.fill(0, 1, lambda unit, body: delivered.append(unit))
+    assert scope.cancelled_caught
+    assert delivered == []
 
 
 def test_digests_that_are_away_are_waited_for() -> None:

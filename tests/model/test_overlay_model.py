@@ -185,13 +185,13 @@ class OverlayMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """kill -9 of the daemon: nothing is flushed, and nothing may be lost."""
+        """The daemon dies of kill -9: nothing is flushed, and nothing may be lost."""
         self.disk.close()
         self.disk = OverlayDisk.open(self.directory / str(self.generation), "vda", self.base, self.host.calls())
 
     @rule(suffix=st.sampled_from([".data", ".map"]))
     def restart_while_flushing(self, suffix: str) -> None:
-        """kill -9 in the middle of a flush."""
+        """The daemon dies in the middle of a flush."""
 
         def die(where: str) -> None:
             if where == suffix:

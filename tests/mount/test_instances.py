@@ -196,8 +196,8 @@ def test_direct_and_mapped_io(web1: Path) -> None:
         assert mapped[131072 : 131072 + 65536] == b"D" * 65536
         mapped[200_000:200_005] = b"mmap!"
         mapped.flush()
-    with (web1 / "vda").open("rb", buffering=0) as vda:
-        assert os.pread(vda.fileno(), 5, 200_000) == b"mmap!"
+    with (web1 / "vda").open("rb", buffering=0) as again:
+        assert os.pread(again.fileno(), 5, 200_000) == b"mmap!"
 
 
 @pytest.mark.parametrize("disk", ["vda", "vdb"])
@@ -224,10 +224,23 @@ def test_random_writes_match_a_model(web1: Path, world: World, disk: str) -> Non
 def test_qemu_io_patterns_through_cache_none(web1: Path) -> None:
     """qemu-io writes, zeroes, queues and flushes with O_DIRECT, and finds its patterns again; a wrong pattern is noticed."""
     steps = [
-        "write -P 0xa5 0 1M", "write -P 0x5a 1M 64k", "write -z 256k 128k", "aio_write -P 7 16M 128k", "aio_write -P 8 17M 4k", "aio_flush", "flush",
-        "writev -P 9 20M 4k 8k 64k", "read -P 0xa5 0 256k", "read -P 0 256k 128k", "read -P 0xa5 384k 640k", "read -P 0x5a 1M 64k", "read -P 7 16M 128k",
-        "read -P 8 17M 4k", "read -P 9 20M 76k", "discard 2M 1M",
-    ]  # fmt: skip
+        "write -P 0xa5 0 1M",
+        "write -P 0x5a 1M 64k",
+        "write -z 256k 128k",
+        "aio_write -P 7 16M 128k",
+        "aio_write -P 8 17M 4k",
+        "aio_flush",
+        "flush",
+        "writev -P 9 20M 4k 8k 64k",
+        "read -P 0xa5 0 256k",
+        "read -P 0 256k 128k",
+        "read -P 0xa5 384k 640k",
+        "read -P 0x5a 1M 64k",
+        "read -P 7 16M 128k",
+        "read -P 8 17M 4k",
+        "read -P 9 20M 76k",
+        "discard 2M 1M",
+    ]
     arguments = [word for step in steps for word in ("-c", step)]
     done = subprocess.run(["qemu-io", "-f", "raw", "-t", "none", *arguments, web1 / "vda"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -257,8 +270,27 @@ def test_qemu_locks_the_disk(web1: Path) -> None:
 def test_fio_verifies_what_it_wrote(web1: Path, tmp_path: Path) -> None:
     """Fio's random direct writes at depth 16 with checksums verify without an error."""
     done = subprocess.run(
-        ["fio", "--name=v", f"--filename={web1 / 'vda'}", "--rw=randrw", "--ioengine=libaio", "--direct=1", "--iodepth=16", "--bs=4k", "--size=32m",
-         "--fsync=64", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randseed=3", "--output-format=terse"],
-        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
-    )  # fmt: skip
+        [
+            "fio",
+            "--name=v",
+            f"--filename={web1 / 'vda'}",
+            "--rw=randrw",
+            "--ioengine=libaio",
+            "--direct=1",
+            "--iodepth=16",
+            "--bs=4k",
+            "--size=32m",
+            "--fsync=64",
+            "--verify=crc32c",
+            "--do_verify=1",
+            "--verify_fatal=1",
+            "--randseed=3",
+            "--output-format=terse",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -43,7 +43,7 @@ class Cloud:
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, s3_proxy: FaultProxy, seaweed: Seaweed) -> Iterator[Cloud]:
+def cloud(tmp_path: Path, s3_proxy: FaultProxy, seaweed: Seaweed) -> Cloud:
     """An S3 store with a raw and a compressed qcow2 image of one disk, not mounted yet."""
     prefix = f"mount-{uuid.uuid4()}"
     extra = f'[store.s3]\nendpoint_url = "{s3_proxy.endpoint_url}"\nregion = "us-east-1"\n'
@@ -54,7 +54,7 @@ def cloud(tmp_path: Path, s3_proxy: FaultProxy, seaweed: Seaweed) -> Iterator[Cl
     run_imagefs(config, "image", "create", "--public", "--id", RAW_ID, "--disk-format", "raw", "--file", str(raw), "plain")
     run_imagefs(config, "image", "create", "--public", "--id", QCOW2_ID, "--file", str(qcow2), "packed")
     s3_proxy.requests.clear()
-    yield Cloud(tmp_path, config, prefix, disk, qcow2.read_bytes(), s3_proxy, seaweed)
+    return Cloud(tmp_path, config, prefix, disk, qcow2.read_bytes(), s3_proxy, seaweed)
 
 
 @pytest.fixture

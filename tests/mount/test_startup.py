@@ -159,13 +159,13 @@ def test_instances_survive_a_remount_and_a_killed_daemon(tmp_path: Path) -> None
     try:
         assert os.getxattr(vda.parent, "user.instance_uuid") == uuid
         assert vda.stat().st_mode & 0o777 == 0o640
-        file = os.open(vda, os.O_RDWR)
-        assert os.pread(file, 15000, 777) == b"one" * 5000
-        os.pwrite(file, b"two" * 5000, 1_000_777)
+        descriptor = os.open(vda, os.O_RDWR)
+        assert os.pread(descriptor, 15000, 777) == b"one" * 5000
+        os.pwrite(descriptor, b"two" * 5000, 1_000_777)
         doomed.process.kill()  # acknowledged, never flushed
         doomed.process.wait()
         with pytest.raises(OSError):
-            os.close(file)
+            os.close(descriptor)
     finally:
         take_down(doomed)
     with mounted(tmp_path, config), vda.open("rb", buffering=0) as again:
@@ -211,10 +211,17 @@ def test_unprivileged_user_mounts_through_fusermount(tmp_path: Path) -> None:
         "stat -f -c %T mnt\n"
         "rmdir mnt/instances/mine\n"
     )
+    as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    may_reach_the_interpreter = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     done = subprocess.run(
-        ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "bash", "-c", script], capture_output=True, text=True, timeout=120, check=False,
-        env={"HOME": str(home), "PATH": os.environ["PATH"], "PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parents[2])}, cwd=home,
-    )  # fmt: skip
+        [*as_user, *may_reach_the_interpreter, "bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"HOME": str(home), "PATH": os.environ["PATH"], "PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=home,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BBBBBhelloBBBBB" in done.stdout
     assert "fuseblk" in done.stdout

@@ -87,9 +87,12 @@ def start_mount(directory: Path, config: Path, *, environment: dict[str, str] | 
     log = directory / "daemon.log"
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            [*IMAGEFS, "-c", str(config), "mount", "--foreground", str(mountpoint)], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+            [*IMAGEFS, "-c", str(config), "mount", "--foreground", str(mountpoint)],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
             env=os.environ | (environment or {}),
-        )  # fmt: skip
+        )
     mount = Mounted(mountpoint, config, directory / "state", process, log)
     try:
         _wait_until_mounted(mount)

@@ -28,7 +28,7 @@ class PatternBase:
         self._size = size
         self.slow = slow
         self.calls = 0
-        self.on_read: Callable[[], None] = lambda: None
+        self.on_read: Callable[[], object] = lambda: None
 
     @property
     def size(self) -> int:

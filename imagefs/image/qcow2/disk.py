@@ -21,9 +21,9 @@ class Qcow2Disk(Source):
 
     def __init__(self, image: Qcow2Image, stored: Source, decoded: Source) -> None:
         """Take the open image, its stored bytes (a local file) and its decoded guest bytes (a cache)."""
+        self.decoded = decoded
         self._image = image
         self._stored = stored
-        self._decoded = decoded
         self._size = image.size
 
     @property
@@ -73,7 +73,7 @@ class Qcow2Disk(Source):
         if extent.kind is Kind.ZERO:
             return bytes(extent.length)
         if extent.kind is Kind.COMPRESSED:
-            return self._decoded.read_nowait(extent.guest_offset, extent.length)
+            return self.decoded.read_nowait(extent.guest_offset, extent.length)
         return None
 
     async def _part(self, extent: Extent) -> bytes | bytearray:
@@ -82,7 +82,7 @@ class Qcow2Disk(Source):
         if extent.kind is Kind.ZERO:
             return bytes(extent.length)
         if extent.kind is Kind.COMPRESSED:
-            return await self._decoded.read(extent.guest_offset, extent.length)
+            return await self.decoded.read(extent.guest_offset, extent.length)
         raise self._image.refusal(extent)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from imagefs.errors import InvalidInput, StateDamaged
 from imagefs.overlay import block_map
 from imagefs.overlay.block_map import DATA, MAP_PAGE, MAX_SIZE, PAGE_BLOCKS, ZERO, LiveHeader, MapHeader
+from imagefs.sealed import seal
 from imagefs.units import BLOCK, GIB, MIB, TIB
 
 DISK = uuid.UUID("0c7f3a52-5b1e-4f0e-9f4a-7d0d3b1c2e11")
@@ -121,13 +122,13 @@ def test_flipped_bit_damages_a_header(position: int) -> None:
 def test_header_that_cannot_be_right_is_refused(payload: bytes) -> None:
     """A header whose seal is whole, but whose fields cannot be, is refused."""
     with pytest.raises(StateDamaged, match=r"vda\.map"):
-        block_map.decode_map_header(block_map.seal(b"IMFSOVMP", 1, payload), "vda.map")
+        block_map.decode_map_header(seal(b"IMFSOVMP", 1, payload), "vda.map")
 
 
 def test_live_header_of_another_length_is_refused() -> None:
     """A live header that is sealed but too short is refused."""
     with pytest.raises(StateDamaged, match=r"vda\.live"):
-        block_map.decode_live_header(block_map.seal(b"IMFSOVLV", 1, b"x"), "vda.live")
+        block_map.decode_live_header(seal(b"IMFSOVLV", 1, b"x"), "vda.live")
 
 
 def test_geometry() -> None:

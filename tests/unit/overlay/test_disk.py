@@ -88,7 +88,7 @@ async def test_block_written_while_its_base_is_fetched_keeps_both_writes(tmp_pat
     """A write that waits for the base looks at the block again: what was written there meanwhile stays."""
     base = PatternBase(BASE_SIZE, slow=True)
     disk = new_disk(tmp_path, SIZE, base)
-    base.on_read = lambda: disk.write_nowait(0, NOISE) and None
+    base.on_read = lambda: disk.write_nowait(0, NOISE)
     assert await disk.write(5, b"x") == 1
     assert disk.read_nowait(0, BLOCK) == NOISE[:5] + b"x" + NOISE[6:]
     disk.close()
@@ -98,7 +98,7 @@ async def test_block_zeroed_while_its_base_is_fetched_stays_zero_around_the_writ
     """A write that waits for the base does not bring it back under zeros."""
     base = PatternBase(BASE_SIZE, slow=True)
     disk = new_disk(tmp_path, SIZE, base)
-    base.on_read = lambda: disk.write_nowait(0, bytes(BLOCK)) and None
+    base.on_read = lambda: disk.write_nowait(0, bytes(BLOCK))
     await disk.write(5, b"x")
     assert disk.read_nowait(0, BLOCK) == bytes(5) + b"x" + bytes(BLOCK - 6)
     disk.close()

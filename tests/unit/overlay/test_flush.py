@@ -183,7 +183,7 @@ async def test_flushes_that_wait_for_a_failing_one_fail_too(disk: OverlayDisk, s
         raise OSError(errno.EIO, "the disk is broken")
 
     async def one() -> None:
-        with pytest.raises(OSError, match="broken|earlier") as caught:
+        with pytest.raises(OSError, match=r"broken|earlier") as caught:
             await disk.flush()
         failures.append(caught.value.errno)
 
