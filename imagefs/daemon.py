@@ -121,8 +121,10 @@ class _Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
-                    with contextlib.suppress(StoreUnavailable):
+                    try:
                         await catalog.look()
+                    except Exception as error:  # whatever it is, guests are running
+                        log.warning("the catalog cannot be read again error=%s", error)
                 else:
                     log.info("ending on signal %s", signal.Signals(number).name)
                     terminate()

@@ -37,6 +37,7 @@ VERSION: Final = 1
 RECORD: Final = "instance"
 DISK_MODE: Final = 0o600
 NAME_LIMIT: Final = 255
+CLOSING_SECONDS: Final = 0.05
 
 
 class DiskRecord(msgspec.Struct, frozen=True):
@@ -113,6 +114,9 @@ class Disk:
                 return
             try:
                 await overlay.flush()
+            except (ImagefsError, OSError) as error:
+                self.instance.error = f"{self.record.name}: what was written last may be lost if the host fails: {error}"
+                raise
             finally:
                 if self.opens == 0:
                     self.overlay = None
@@ -270,6 +274,8 @@ class Instances:
         async with instance.lock:
             if self.by_name.get(name) is not instance:
                 raise NotFound(f"there is no instance '{name}'")
+            if instance.busy():
+                await trio.sleep(CLOSING_SECONDS)  # the kernel tells of a close(2) some time after it has returned
             if busy := instance.busy():
                 raise Busy(f"instance '{name}' is in use ({', '.join(busy)} is open): stop the guest first")
             instance.removed = True
@@ -290,7 +296,7 @@ class Instances:
                 disk.opens = 0
                 try:
                     await disk.let_go()
-                except ImagefsError as error:
+                except (ImagefsError, OSError) as error:
                     log.error("a disk could not be flushed instance=%s disk=%s error=%s", instance.record.name, disk.record.name, error)
 
     def _changing(self, instance: Instance) -> "_Change":

@@ -19,7 +19,7 @@ from imagefs.cache.cache import UnitCache
 from imagefs.cache.filler import UnitFiller
 from imagefs.cache.root import CacheRoot
 from imagefs.catalog import Catalog, CatalogImage
-from imagefs.errors import ImageRefused, VersionChanged
+from imagefs.errors import ImageRefused, NotFound, StoreRefused, VersionChanged
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.fetch.digests import UnitDigests
 from imagefs.fetch.filler import ObjectFiller
@@ -151,7 +151,10 @@ class ImageDisk:
     async def read(self, offset: int, length: int) -> bytes | bytearray:
         """As Source says. Raises VersionChanged if the image has other bytes than the instance was made from."""
         if self._disk is None:
-            image = await self._catalog.find(self._image_id)
+            try:
+                image = await self._catalog.find(self._image_id)
+            except NotFound as error:
+                raise StoreRefused(f"{error}: it was deleted, and what the instance has not written cannot be read any more") from error
             if image.data_version != self._data_version:
                 raise VersionChanged(f"image {self._image_id} has other bytes than the instance was made from: its disk cannot be read further")
             opened = await self._library.open(image)

@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -129,7 +130,7 @@ def writes(bench: Bench) -> Iterator[Row]:
             before = link.data_requests
             fio(vda, "--rw=randwrite", f"--number_ios={count}", "--end_fsync=1", "--size=64M")
             asked = link.data_requests - before
-            fio(vda, "--rw=randread", "--readonly", "--number_ios=16", "--size=64M", "--randseed=1")  # other blocks than were written
+            fio(vda, "--rw=randread", "--readonly", "--number_ios=16", "--size=64M", "--randrepeat=0")  # other blocks than were written
             if link.data_requests == before:
                 raise Failed("reading absent blocks made no request for data either: the count of requests is wrong")
     yield Row(f"requests for data by {count} writes to absent blocks", "requests", asked, target="0", met=asked == 0)
@@ -232,6 +233,7 @@ def main() -> int:
     unknown = set(wanted.sections) - set(SECTIONS)
     if unknown:
         parser.error(f"there is no section {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being ended cleans up too
     directory = Path(tempfile.mkdtemp(prefix="imagefs-bench-"))
     rows: list[Row] = []
     try:

@@ -12,7 +12,7 @@ from typing import IO, Final, cast
 
 from tools.node import Failed, ended
 
-BOOT_TIMEOUT: Final = 600.0
+BOOT_TIMEOUT: Final = 300.0
 """Seconds; without hardware virtualisation a boot takes 15 to 30 s on an idle machine."""
 REPORT: Final = re.compile(r"IMAGEFS-GUEST: boot (?P<boot>\d+), marker lines: (?P<lines>\d+), kernel (?P<kernel>\S+), root (?P<root>[^\s,]+)")
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|c)")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--store", choices=("file", "s3"), default="file", help="a directory (default), or an S3 server that is started")
     parser.add_argument("--keep", action="store_true", help="keep the working directory: configuration, state, log and the guest's consoles")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being ended cleans up too
     directory = Path(tempfile.mkdtemp(prefix="imagefs-demo-"))
     try:
         with working(directory, wanted.store) as node:

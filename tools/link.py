@@ -82,6 +82,8 @@ class Link:
 
     def _count(self, head: bytes) -> None:
         line = head.partition(b"\r\n")[0]
+        if b" HTTP/1." not in line:
+            return  # a body that was held back until the server said that it may come
         with self._lock:
             self.requests += 1
             self.data_requests += line.startswith(b"GET ") and b"/data" in line

@@ -72,7 +72,10 @@ class Account:
         self._budget.used -= cost
 
     def remeasure(self) -> int:
-        """Charge what the files take, and what is in flight, in place of the sum of reservations; return the bytes that this frees."""
+        """Charge what the files take, and what is in flight, in place of the sum of reservations; return the bytes that this frees.
+
+        A unit that was written and not yet settled is counted twice for the moment: too much is safe, too little is not.
+        """
         measured = self._measure()
         before, self.charged = self.charged, measured + measured // MARGIN + OPEN_COST + self.in_flight
         self._budget.used += self.charged - before

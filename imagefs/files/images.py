@@ -4,6 +4,7 @@ import calendar
 import os
 import stat
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -162,7 +163,8 @@ class ImagesDirectory(Node):
         self._catalog = catalog
         self._library = library
         self._owner = (uid, gid)
-        self._files: dict[str, ImageFile] = {}
+        # Nodes live as long as the kernel knows them: a hundred thousand images that nobody looks at take no memory here.
+        self._files: weakref.WeakValueDictionary[str, ImageFile] = weakref.WeakValueDictionary()
         self._changed_ns = time.time_ns()
 
     def attributes(self) -> Attributes:

@@ -11,7 +11,7 @@ from imagefs.errors import Denied, NotFound
 from imagefs.files.fixed import FixedDirectory, RootDirectory, flavors_directory, status_directory
 from imagefs.files.images import DiskImageFile, ImageFile, ImagesDirectory, NamesDirectory, StoredImageFile
 from imagefs.files.instances import InstancesDirectory
-from imagefs.files.node import ROOT_INODE, Node
+from imagefs.files.node import Node
 from imagefs.flavors import Flavor
 from imagefs.identity import Caller
 from imagefs.instances import Instances
@@ -54,7 +54,8 @@ class Tree:
             ".imagefs": self._status,
         }
         self.root = RootDirectory(top, *owner, catalog.look)
-        self._nodes: dict[int, Node] = {node.inode: node for node in (self.root, *top.values())}
+        self._always: dict[int, Node] = {node.inode: node for node in (self.root, *top.values())}
+        self._nodes: dict[int, Node] = dict(self._always)
         self.invalidate: Invalidate = lambda inode, name: None
         catalog.watchers.append(self._catalog_changed)
 
@@ -78,10 +79,10 @@ class Tree:
         self._nodes[node.inode] = node
         return node
 
-    def forget(self, node: Node) -> None:
-        """Forget a node that was removed."""
-        if node.inode != ROOT_INODE:
-            self._nodes.pop(node.inode, None)
+    def forget(self, inode: int) -> None:
+        """Forget a node that the kernel has forgotten. If it asks for it all the same, it is found again by `node`."""
+        if inode not in self._always:
+            self._nodes.pop(inode, None)
 
     def _know_all(self) -> None:
         for image in self._catalog.snapshot.images.values():
@@ -118,4 +119,4 @@ class Tree:
     def _drop(self, node: ImageFile | None, image: CatalogImage) -> None:
         """Keep a node that is still open: its reads go on at the old version, or fail with a reason."""
         if node is not None and not node.in_use:
-            self.forget(node)
+            self.forget(node.inode)

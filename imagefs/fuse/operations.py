@@ -65,7 +65,9 @@ class Operations(pyfuse3.Operations):
         return packed(self._tree.know(child).attributes())
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Nothing is held for the kernel's sake."""
+        """Let go of nodes that the kernel has let go of."""
+        for inode, _ in inode_list:
+            self._tree.forget(inode)
 
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:

@@ -7,6 +7,7 @@ where one is declared: content and declaration must agree.
 
 import contextlib
 import dataclasses
+import logging
 from typing import Final
 
 from oslo_utils.imageutils import format_inspector
@@ -17,6 +18,9 @@ from imagefs.units import KIB, format_size
 
 HEAD: Final = 256 * KIB
 """How many first bytes to give to `inspect`: the VHDX region table ends there, and no other check looks further."""
+
+# What the inspectors find comes back as our error; lines of their own would say it twice, and quote the image.
+logging.getLogger("oslo_utils.imageutils").setLevel(logging.CRITICAL)
 
 _AS_STORED: Final = frozenset({"raw", "iso", "ami", "ari", "aki"})
 """Declared formats whose stored bytes are the disk's bytes."""

@@ -2,6 +2,7 @@
 
 One byte for each block in a sparse file, read through a shared mapping and changed by pwrite: both are the page cache, so that what is
 marked outlives the daemon. Not through the mapping: a store into a hole of a full filesystem kills the process (SIGBUS), pwrite says ENOSPC.
+(What is left: a page that was evicted and that the host's disk then cannot read again kills the process too; the next one reads it anew.)
 
 The file is never synced. It is trusted wholly while the kernel that holds its pages runs (`boot_id`), and made anew from the durable map
 otherwise, also when it is missing or its header is torn: then it is at best a shadow of what the durable map says.

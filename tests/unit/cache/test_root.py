@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from imagefs.cache.directory import cache_name
 from imagefs.errors import InvalidInput
 from imagefs.units import MIB, UNIT
-from tests.support.caching import IMAGE, OTHER_IMAGE, Caches, Gate, HeldFiller, started
+from tests.support.caching import IMAGE, OTHER_IMAGE, Caches, Gate, HeldFiller, settled, started
 from tests.support.fetched import noise
 
 CONTENT = noise(MIB)
@@ -86,7 +86,10 @@ async def test_the_oldest_closed_cache_goes_first(tmp_path: Path, nursery: trio.
     os.utime(tmp_path / cache_name(OTHER_IMAGE, "stored", "v1") / "map", (1000, 1000))
     caches = await started(tmp_path, nursery, limit=4 * MIB)
     cache = await caches.open(HeldFiller(noise(2 * MIB)), image_id=IMAGE, version="v2")
-    await cache.read(0, 2 * MIB)
+    for offset in (0, MIB):
+        # One after the other: what is being written while room is counted is counted twice, to be on the safe side.
+        await cache.read(offset, MIB)
+        await settled(cache)
     assert exists(caches, IMAGE, "v1")
     assert not exists(caches, OTHER_IMAGE, "v1")
     assert not (tmp_path / OTHER_IMAGE).exists()
