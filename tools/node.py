@@ -12,6 +12,7 @@ from typing import Any, Final
 
 COMMAND_TIMEOUT: Final = 900.0
 """Seconds that one command may take: storing an image is the longest."""
+UMOUNT_TIMEOUT: Final = 60.0
 FUSE_CONTROL: Final = Path("/sys/fs/fuse/connections")
 
 
@@ -27,6 +28,7 @@ class Node:
         self.directory = directory
         self.mountpoint = directory / "mnt"
         self.config = directory / "imagefs.toml"
+        self.pid: int | None = None
         self.environment = os.environ | dict(environment or {}) | {"NO_COLOR": "1"}
         self.mountpoint.mkdir(parents=True)
         self.config.write_text(
@@ -35,8 +37,7 @@ class Node:
 
     def imagefs(self, *words: str) -> str:
         """Run the command with this node's configuration and return what it printed. Raises Failed with what it said."""
-        command = [str(Path(sys.executable).with_name("imagefs")), "-c", str(self.config), *words]
-        return run(command, environment=self.environment)
+        return run(self._command(*words), environment=self.environment)
 
     def create_image(self, name: str, file: Path, *options: str) -> str:
         """Store a file as an image and return its id."""
@@ -45,7 +46,7 @@ class Node:
     def mount(self) -> None:
         """Mount, and make sure that the mount is imagefs."""
         self.imagefs("mount", str(self.mountpoint))
-        self.daemon()
+        self.pid = self.daemon()
 
     def umount(self) -> None:
         """Unmount; the daemon has ended when this returns."""
@@ -66,14 +67,14 @@ class Node:
         return {row[0].removeprefix("imagefs_").removesuffix("_total"): float(row[1]) for row in rows}
 
     def take_down(self) -> None:
-        """Leave nothing mounted and no daemon running, whatever happened before: politely first, then by force. Never raises."""
-        if not os.path.ismount(self.mountpoint) and self._connection() is None:
+        """Leave nothing mounted and no daemon running, whatever happened before: politely first, then by force.
+
+        It never raises, and never touches the mount itself: a daemon that hangs must not make us hang.
+        """
+        if self._connection() is None:
             return
-        pid = None
         with contextlib.suppress(Failed):
-            pid = self.daemon()
-        with contextlib.suppress(Failed):
-            self.umount()
+            run(self._command("umount", str(self.mountpoint)), environment=self.environment, timeout=UMOUNT_TIMEOUT)
             return
         connection = self._connection()
         if connection is not None:
@@ -81,9 +82,12 @@ class Node:
             with contextlib.suppress(OSError):
                 (FUSE_CONTROL / connection / "abort").write_text("1")
         subprocess.run(["umount", "--lazy", self.mountpoint], capture_output=True, check=False)
-        if pid is not None:
+        if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
+
+    def _command(self, *words: str) -> list[str]:
+        return [str(Path(sys.executable).with_name("imagefs")), "-c", str(self.config), *words]
 
     def _connection(self) -> str | None:
         """Return the number of the mount's FUSE connection, which is its device's minor number; None if nothing is mounted."""
