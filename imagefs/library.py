@@ -85,9 +85,16 @@ class Library:
         self._open.move_to_end(key)
         return opened
 
-    def opened(self, image: CatalogImage) -> OpenImage | None:
-        """Return the image if it is open already."""
-        return self._open.get((image.record.id, image.data_version))
+    async def cached_bytes(self, image: CatalogImage, size: int, *, of_disk: bool) -> int:
+        """Return how many of the `size` bytes of a face of the image are cached, or proved in place; opens nothing."""
+        opened = self._open.get((image.record.id, image.data_version))
+        if opened is not None:
+            source = opened.disk if of_disk else opened.stored
+            if isinstance(source, Qcow2Disk):  # what is not compressed is read in place, and takes no room
+                source = source.decoded
+            return source.cached_bytes if isinstance(source, UnitCache | InPlaceSource) else 0
+        space = "guest" if of_disk and image.record.disk_format == "qcow2" else "stored"
+        return await self._cache.cached_bytes(image.record.id, space, image.data_version, size)
 
     async def _build(self, image: CatalogImage) -> OpenImage:
         record = image.record

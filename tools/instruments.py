@@ -61,7 +61,8 @@ def store_noise(node: Node, name: str, path: Path, size: int) -> str:
 
 def fio(path: Path, *options: str) -> dict[str, dict[str, float]]:
     """Run fio on one file with direct 4 KiB I/O at depth 1 and return its job's results."""
-    job_options = ("--ioengine=psync", "--direct=1", "--bs=4k", "--allow_file_create=0")
+    # fio would else begin by throwing the file out of the page cache, from which FUSE servers read.
+    job_options = ("--ioengine=psync", "--direct=1", "--bs=4k", "--allow_file_create=0", "--invalidate=0")
     printed = run(["fio", "--name=bench", f"--filename={path}", *job_options, "--output-format=json", *options])
     job: dict[str, dict[str, float]] = json.loads(printed[printed.index("{") :])["jobs"][0]
     return job

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from imagefs.cache import unit_map
-from imagefs.cache.file import UnitFile
+from imagefs.cache.file import UnitFile, count_present
 from imagefs.cache.unit_map import MapHeader
 from imagefs.errors import StateDamaged
 from imagefs.store.record import is_image_id
@@ -102,6 +102,13 @@ class CacheDirectory:
         except OSError:
             modified = 0.0
         return ClosedCache(name, disk_usage(directory) + _allocated(directory.parent), modified)
+
+    def count_present(self, name: str, units: int) -> int:
+        """Return how many of so many units a cache holds, by its map alone; 0 if there is none that can be read."""
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError, StateDamaged):
+            entries = _open_regular(self.path / name / "map", opened)
+            return count_present(entries, units)
+        return 0
 
     def remove(self, name: str) -> None:
         """Remove a cache that is not open. Never raises; what cannot be removed is found by the next scan."""

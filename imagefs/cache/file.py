@@ -135,12 +135,7 @@ class UnitFile:
 
     def count_present(self) -> int:
         """Return how many entries say that their unit is there; reads the allocated parts of the map. Raises OSError."""
-        present = 0
-        step = 256 * GROUP * ENTRY  # a multiple of the entries' size, and of pages, where holes begin
-        for start, stop in data_ranges(self._map, unit_map.HEADER_AREA, unit_map.entry_offset(self._unit_count)):
-            for offset in range(start, stop, step):
-                present += unit_map.count_present(os.pread(self._map, min(step, stop - offset), offset))
-        return present
+        return count_present(self._map, self._unit_count)
 
     def _proved_state(self, unit: int) -> int:
         """Return ABSENT, or the state that both the entry and the unit's bytes prove; UNKNOWN stands for damage."""
@@ -172,6 +167,16 @@ class UnitFile:
         except OSError as error:
             log.warning("cannot erase cached units first=%d count=%d error=%s", units.start, len(units), error)
             return 0
+
+
+def count_present(entries: int, units: int) -> int:
+    """Return how many entries of the map with descriptor `entries` say that their unit is there. Blocks. Raises OSError."""
+    present = 0
+    step = 256 * GROUP * ENTRY  # a multiple of the entries' size, and of pages, where holes begin
+    for start, stop in data_ranges(entries, unit_map.HEADER_AREA, unit_map.entry_offset(units)):
+        for offset in range(start, stop, step):
+            present += unit_map.count_present(os.pread(entries, min(step, stop - offset), offset))
+    return present
 
 
 def is_zero(body: bytes) -> bool:

@@ -24,7 +24,7 @@ from imagefs.cache.unit_map import MapHeader, header_version
 from imagefs.errors import InvalidInput
 from imagefs.store.record import is_image_id
 from imagefs.threads import Lane
-from imagefs.units import MIB
+from imagefs.units import MIB, UNIT, unit_count
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,17 @@ class CacheRoot:
             header = MapHeader(image_id, space, header_version(version), filler.size, secrets.randbits(32))
             shelf = await self._open_shelf(key, header, name)
         return UnitCache(shelf, filler, nursery, self._memory)
+
+    async def cached_bytes(self, image_id: str, space: str, version: str, size: int) -> int:
+        """Return how many of an address space's `size` bytes are cached, without opening anything; by the map alone if it is not open."""
+        key = cache_name(image_id, space, version)
+        opened = self._opened.get(key)
+        shelf = opened.shelf() if opened is not None else None
+        if shelf is not None:
+            return min(size, shelf.present * UNIT)
+        if key not in self._closed:
+            return 0
+        return min(size, UNIT * await threads.run(Lane.DISK, self._directory.count_present, key, unit_count(size)))
 
     async def prune(self) -> int:
         """Remove all caches that are not open and not pinned; return the bytes freed."""

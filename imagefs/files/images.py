@@ -6,19 +6,18 @@ import stat
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from imagefs.cache.cache import UnitCache
 from imagefs.catalog import Catalog, CatalogImage
 from imagefs.errors import ImagefsError, NotFound
-from imagefs.fetch.inplace import InPlaceSource
 from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Node, OpenMode, check_read_only, directory_attributes
 from imagefs.identity import Caller
-from imagefs.image.qcow2.disk import Qcow2Disk
 from imagefs.library import Library
 from imagefs.properties.view import XattrView, as_xattrs
 from imagefs.source import Source
 from imagefs.store.record import is_image_id
+
+CACHED: Final = "user.imagefs.cached"
 
 
 class ImageFile(Node):
@@ -98,12 +97,19 @@ class ImageFile(Node):
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
         """As Node says."""
         view = self._properties()
-        own = {"user.imagefs.cached": self._cached()}
+        own = {CACHED: b""}  # listed; what it says is for `xattr` to find out
         if view.omitted:
             own["user.imagefs.omitted"] = str(view.omitted).encode()
         if self.error is not None:
             own["user.imagefs.error"] = self.error.encode()
         return view.xattrs | own
+
+    async def xattr(self, caller: Caller, name: str) -> bytes:
+        """As Node says."""
+        if name == CACHED:
+            cached = await self._library.cached_bytes(self.image, self.size, of_disk=self.shows_disk)
+            return f"{cached}/{self.size}".encode()
+        return await super().xattr(caller, name)
 
     async def _open_source(self) -> Source:
         try:
@@ -120,14 +126,6 @@ class ImageFile(Node):
         if self._view is None or self._view[0] is not image:
             self._view = (image, as_xattrs(image.record))
         return self._view[1]
-
-    def _cached(self) -> bytes:
-        opened = self._library.opened(self.image)
-        source = None if opened is None else opened.disk if self.shows_disk else opened.stored
-        if isinstance(source, Qcow2Disk):  # what is not compressed is read in place, and takes no room
-            source = source.decoded
-        cached = source.cached_bytes if isinstance(source, UnitCache | InPlaceSource) else 0
-        return f"{cached}/{self.size}".encode()
 
 
 class StoredImageFile(ImageFile):

@@ -96,7 +96,7 @@ class DiskFile(Node):
 
     async def remove_xattr(self, caller: Caller, name: str) -> None:
         """Drop one of root's trusted.* attributes."""
-        self.xattr(caller, name)
+        await self.xattr(caller, name)
         await self._instances.set_disk_xattrs(self.disk, {key: value for key, value in self.disk.record.xattrs.items() if key != name})
 
 

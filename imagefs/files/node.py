@@ -160,7 +160,7 @@ class Node:
         """Return all extended attributes that the caller sees, by full name ("user.name")."""
         return {}
 
-    def xattr(self, caller: Caller, name: str) -> bytes:
+    async def xattr(self, caller: Caller, name: str) -> bytes:
         """Return one extended attribute. Raises NoAttribute."""
         try:
             return self.xattrs(caller)[name]
@@ -173,7 +173,7 @@ class Node:
 
     async def remove_xattr(self, caller: Caller, name: str) -> None:
         """Remove one extended attribute. Raises NoAttribute if it is not there."""
-        self.xattr(caller, name)
+        await self.xattr(caller, name)
         raise NotPermitted(f"attribute {name} of {self!r} cannot be removed")
 
 

@@ -247,7 +247,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Read one extended attribute."""
-        return self._tree.node(inode).xattr(self._caller(ctx), os.fsdecode(name))
+        return await self._tree.node(inode).xattr(self._caller(ctx), os.fsdecode(name))
 
     @guarded
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 import boto3
 import botocore.exceptions as aws
@@ -158,12 +158,22 @@ class S3Bucket:
         transfer = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=UPLOAD_THREADS)
         transfer.max_in_memory_upload_chunks = UPLOAD_THREADS
         doing = f"storing {self._name(key)}"
+        reading = _Reading(source)
         try:
-            self._try(doing, lambda: self._uploader.upload_fileobj(source, self._bucket, self._prefix + key, Callback=progress, Config=transfer))
+            self._try(
+                doing,
+                lambda: self._uploader.upload_fileobj(
+                    cast("IO[bytes]", reading), self._bucket, self._prefix + key, Callback=progress, Config=transfer
+                ),
+            )
         except KeyError as error:
             if error.args != ("UploadId",):
                 raise
             raise StoreUnavailable(f"{doing}: {self._endpoint} gave an empty answer") from error
+        except Exception:
+            if reading.error is not None:
+                raise reading.error from None
+            raise
         try:
             return self._stored_version(key, size)
         except BaseException:
@@ -354,3 +364,20 @@ def _explain(error: Exception, doing: str, bucket: str, endpoint: str) -> Imagef
             f"{doing}: no AWS credentials ({_one_line(error)}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or [store.s3] profile"
         )
     return StoreRefused(f"{doing}: {_one_line(error)}: mend [store] url or [store.s3]")
+
+
+class _Reading:
+    """A source that s3transfer reads in a thread of its own. Of what reading raises it waits for ever for anything that is no
+    Exception (KeyboardInterrupt, for one): so it gets an Exception in any case, and `error` has the real one.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.error: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._source.read(size)
+        except BaseException as error:
+            self.error = error
+            raise RuntimeError("the source of the upload cannot be read") from error

@@ -137,6 +137,8 @@ def test_cache_survives_a_remount(cloud: Cloud) -> None:
         assert int(cached) == int(size) == len(cloud.disk)
     fetched = cloud.data_requests()
     with mounted(cloud.directory, cloud.config):
+        # told by the map, before anybody has opened the image
+        assert os.getxattr(cloud.root / "raw" / QCOW2_ID, "user.imagefs.cached") == cached + b"/" + size
         assert (cloud.root / "raw" / QCOW2_ID).read_bytes() == cloud.disk
     assert cloud.data_requests() == fetched
 
