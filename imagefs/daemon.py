@@ -23,7 +23,7 @@ from imagefs.errors import InvalidInput, StoreUnavailable
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.files.tree import Tree
 from imagefs.fuse.server import Server, terminate
-from imagefs.instances import Instances
+from imagefs.instances.registry import Instances
 from imagefs.library import Library
 from imagefs.metrics import Metrics
 from imagefs.statedir import StateDirectory

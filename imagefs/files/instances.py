@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from imagefs.errors import AlreadyExists, ImagefsError, ImageRefused, InvalidInput, NoAttribute, NotFound, NotPermitted
 from imagefs.files.node import Attributes, Changes, Node, OpenMode, directory_attributes
 from imagefs.identity import Caller
-from imagefs.instances import Disk, Instance, Instances, check_name
+from imagefs.instances.instance import Disk, Instance
+from imagefs.instances.record import check_name
+from imagefs.instances.registry import Instances
 
 
 class DiskFile(Node):

@@ -14,7 +14,7 @@ from imagefs.files.instances import InstancesDirectory
 from imagefs.files.node import Node
 from imagefs.flavors import Flavor
 from imagefs.identity import Caller
-from imagefs.instances import Instances
+from imagefs.instances.registry import Instances
 from imagefs.library import Library
 
 Invalidate = Callable[[int, str], None]
