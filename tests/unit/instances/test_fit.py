@@ -1,0 +1,84 @@
+"""Tests of which image fits which flavor, and which disks come of it."""
+
+import pytest
+
+from imagefs.catalog import CatalogImage
+from imagefs.errors import InvalidInput
+from imagefs.flavors import Flavor, make_flavor
+from imagefs.instances.fit import check_fit, plan_disks
+from imagefs.instances.record import InstanceRecord, check_name
+from imagefs.store.record import ImageRecord
+from imagefs.units import GIB, MIB
+
+FLAVOR = make_flavor("f", vcpus=1, ram=512, disk=10, ephemeral=2)
+NO_DISK = make_flavor("zero", vcpus=1, ram=512, disk=0)
+
+
+def image(*, status: str = "active", min_ram: int = 0, min_disk: int = 0) -> CatalogImage:
+    """Return an image that asks for so much."""
+    record = ImageRecord(id="0", created_at="", updated_at="", name="os", status=status, min_ram=min_ram, min_disk=min_disk, size=1)
+    return CatalogImage(record, "1")
+
+
+def instance(flavor: Flavor | None) -> InstanceRecord:
+    """Return a new instance of uid 7 with this flavor."""
+    return InstanceRecord("u", "web1", 7, 8, 0o700, "", flavor=flavor)
+
+
+@pytest.mark.parametrize(
+    ("asks", "flavor", "reason"),
+    [
+        ({"status": "queued"}, FLAVOR, "status queued"),
+        ({"status": "deactivated"}, None, "status deactivated"),
+        ({"min_ram": 513}, FLAVOR, "513 MiB of memory"),
+        ({"min_disk": 11}, FLAVOR, "disk of 11 GiB"),
+    ],
+)
+def test_image_that_asks_for_more_is_refused(asks: dict[str, object], flavor: Flavor | None, reason: str) -> None:
+    """An image that is not active, or needs more memory or disk than the flavor has, is refused with the numbers."""
+    with pytest.raises(InvalidInput, match=reason):
+        check_fit(image(**asks), flavor)  # type: ignore[arg-type]  # the table's values are what image() takes
+
+
+def test_image_that_asks_for_no_more_fits() -> None:
+    """The flavor's own numbers are enough; with disk 0, or without a flavor, min_disk is not asked."""
+    check_fit(image(min_ram=512, min_disk=10), FLAVOR)
+    check_fit(image(min_disk=99), NO_DISK)
+    check_fit(image(min_ram=99999, min_disk=99), None)
+
+
+@pytest.mark.parametrize(
+    ("flavor", "virtual_size", "sizes"),
+    [
+        (FLAVOR, 10 * GIB, {"vda": 10 * GIB, "vdb": 2 * GIB}),
+        (FLAVOR, 1, {"vda": 10 * GIB, "vdb": 2 * GIB}),
+        (NO_DISK, 3 * GIB + 512, {"vda": 3 * GIB + 512}),
+        (None, 100 * GIB, {"vda": 100 * GIB}),
+    ],
+)
+def test_disks_have_the_flavors_sizes(flavor: Flavor | None, virtual_size: int, sizes: dict[str, int]) -> None:
+    """The disk vda has the flavor's size, or the image's virtual size where it says 0 or there is none; vdb is there if it has an ephemeral one."""
+    disks = plan_disks(image(), virtual_size, instance(flavor))
+    assert {disk.name: disk.size for disk in disks} == sizes
+    assert {(disk.uid, disk.gid, disk.mode) for disk in disks} == {(7, 8, 0o600)}
+
+
+def test_virtual_size_must_fit_whatever_the_stored_size() -> None:
+    """A small compressed file with a large disk in it does not fit a small flavor, and an empty image is no disk."""
+    with pytest.raises(InvalidInput, match="10241 MiB"):
+        plan_disks(image(), 10 * GIB + MIB, instance(FLAVOR))
+    with pytest.raises(InvalidInput, match="empty"):
+        plan_disks(image(), 0, instance(None))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "\x7f", "n" * 256, "\udcff", "ü" * 128])
+def test_name_that_cannot_be_a_directory_is_refused(name: str) -> None:
+    """Empty, dots, slashes, control characters, bytes that are not UTF-8 and more than 255 bytes are refused."""
+    with pytest.raises(InvalidInput, match="cannot be an instance's name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["web1", "-v", ".hidden", "Grüße 漢字", "n" * 255])
+def test_name_that_a_shell_can_write_is_taken(name: str) -> None:
+    """All other text is a name."""
+    check_name(name)
