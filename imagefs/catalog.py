@@ -5,18 +5,19 @@ mounting a store of 10,000 images reads no record twice, and so that a mount can
 """
 
 import dataclasses
+import functools
 import logging
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import trio
 
-from imagefs.errors import ImageRefused, NotFound, StateDamaged, StoreError
+from imagefs.errors import ImageRefused, InvalidInput, NotFound, StateDamaged, StoreError
 from imagefs.store.protocol import ImageStore, Listed, StoredRecord
 from imagefs.store.record import ImageRecord, decode_record, encode_record
 from imagefs.threads import Lane, run
@@ -27,6 +28,8 @@ REFRESH_SECONDS: Final = 30.0
 """Between two looks at the store. A look that takes long is followed by a pause twenty times as long."""
 APPLICATION_ID: Final = 0x494D4653  # "IMFS"
 SCHEMA_VERSION: Final = 1
+FILE_NAME_LIMIT: Final = 255
+"""Bytes of a file's name in Linux."""
 _BIDIRECTIONAL: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -61,11 +64,13 @@ class RecordDatabase:
     """
 
     def __init__(self, path: Path, store_url: str) -> None:
-        """Open or make the file at `path`; rows of another store are dropped."""
+        """Open or make the file at `path`; rows of another store are dropped. Raises InvalidInput if it cannot be opened or made."""
         self._path = path
         self._lock = threading.Lock()
         try:
             self._db = self._open(store_url)
+        except sqlite3.OperationalError as error:  # a full or broken disk, or no permission: the file may be as good as ever
+            raise InvalidInput(f"{path}: {error}: free some room in the state directory, and see that it is yours") from error
         except (sqlite3.DatabaseError, StateDamaged) as error:
             aside = path.with_suffix(".damaged")
             log.warning("the catalog's database cannot be used and is made anew path=%s aside=%s error=%s", path, aside, error)
@@ -125,7 +130,8 @@ class RecordDatabase:
                 self._db.executemany("DELETE FROM image WHERE id = ?", [(image_id,) for image_id in gone])
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite has rolled back by itself if the disk is full
+                    self._db.execute("ROLLBACK")
                 raise
 
     def close(self) -> None:
@@ -147,6 +153,8 @@ class Catalog:
         self._look = trio.Lock()
         self.watchers: list[Callable[[Snapshot, Snapshot], None]] = []
         images = database.load()
+        self._saved = {image_id: image.version for image_id, image in images.items()}
+        self._unreadable: dict[str, str] = {}
         self.snapshot = Snapshot(0, images, file_names(images.values()))
 
     def get(self, image_id: str) -> CatalogImage:
@@ -157,9 +165,12 @@ class Catalog:
             raise NotFound(f"image {image_id} is not in {self._store.url}") from None
 
     def resolve(self, name: str) -> CatalogImage:
-        """Return the image that a user means by an id, or by a name as names/ shows it. Raises NotFound."""
+        """Return the image that a user means by an id, by a name as names/ shows it, or by one that is cut there. Raises NotFound."""
         snapshot = self.snapshot
         image_id = name if name in snapshot.images else snapshot.names.get(file_name(name)) or snapshot.names.get(name)
+        if image_id is None and len(file_name(name).encode()) > FILE_NAME_LIMIT:
+            group = [image for image in snapshot.images.values() if image.record.name == name]
+            image_id = newest_active(group).record.id if group else None
         if image_id is None:
             raise NotFound(f"there is no image with the id or name '{name}' in {self._store.url}: see imagefs image list")
         return snapshot.images[image_id]
@@ -167,17 +178,33 @@ class Catalog:
     async def look(self) -> None:
         """Look at the store and take up what changed. Raises StoreError; the snapshot is then the old one."""
         async with self._look:
+            before = self.snapshot.images
             listing = await run(Lane.STORE, lambda: list(self._store.list()))
             known = self.snapshot.images
             wanted = [listed for listed in listing if listed.image_id not in known or known[listed.image_id].version != listed.version]
             read = await self._read_records(wanted)
-            stay = {listed.image_id for listed in listing}
             unreadable = {listed.image_id for listed in wanted} - read.keys()
-            images = {image_id: image for image_id, image in known.items() if image_id in stay and image_id not in unreadable} | read
-            gone = known.keys() - images.keys()
-            if read or gone:
-                await run(Lane.DISK, self._database.save, list(read.values()), list(gone))
+            # The present snapshot may have changed in the awaits above: what `find` has found since this look began stays, since it may
+            # have been made after the store was listed.
+            present = self.snapshot.images
+            stay = {listed.image_id for listed in listing} - unreadable | present.keys() - before.keys()
+            images = {image_id: image for image_id, image in present.items() if image_id in stay} | read
+            if read or images.keys() != present.keys():
                 self._replace(images)
+            await self._save(images)
+
+    async def _save(self, images: dict[str, CatalogImage]) -> None:
+        """Keep in the database what it does not have yet; if it cannot be written, the next look tries again."""
+        changed = [image for image_id, image in images.items() if self._saved.get(image_id) != image.version]
+        gone = [image_id for image_id in self._saved if image_id not in images]
+        if not changed and not gone:
+            return
+        try:
+            await run(Lane.DISK, self._database.save, changed, gone)
+        except sqlite3.Error as error:
+            log.warning("the catalog's database cannot be written; records are read again at the next mount error=%s", error)
+        else:
+            self._saved = {image_id: image.version for image_id, image in images.items()}
 
     async def find(self, image_id: str) -> CatalogImage:
         """Return an image by id, asking the store for one that no look has seen yet. Raises NotFound, StoreError."""
@@ -185,6 +212,8 @@ class Catalog:
             return self.snapshot.images[image_id]
         stored = await run(Lane.STORE, self._store.find, image_id)
         image = CatalogImage(stored.record, stored.version)
+        if image_id in self.snapshot.images:  # a look, or another caller, was faster
+            return self.snapshot.images[image_id]
         self._replace(self.snapshot.images | {image_id: image})
         return image
 
@@ -209,6 +238,7 @@ class Catalog:
         """Read many records at once; one that is gone or damaged is left out, with a warning for the latter."""
         read: dict[str, CatalogImage] = {}
         failures: list[StoreError] = []
+        unreadable: dict[str, str] = {}
 
         async def read_one(listed: Listed) -> None:
             try:
@@ -216,7 +246,9 @@ class Catalog:
             except NotFound:
                 return
             except ImageRefused as error:
-                log.warning("an image is left out of the catalog image=%s error=%s", listed.image_id, error)
+                if self._unreadable.get(listed.image_id) != listed.version:  # once, not at each look
+                    log.warning("an image is left out of the catalog image=%s error=%s", listed.image_id, error)
+                unreadable[listed.image_id] = listed.version
                 return
             except StoreError as error:
                 failures.append(error)
@@ -229,6 +261,7 @@ class Catalog:
                     nursery.start_soon(read_one, listed)
             if failures:
                 raise failures[0]
+        self._unreadable = unreadable
         return read
 
     def _replace(self, images: dict[str, CatalogImage]) -> None:
@@ -238,6 +271,7 @@ class Catalog:
             watcher(old, self.snapshot)
 
 
+@functools.lru_cache(maxsize=16384)
 def file_name(name: str) -> str:
     """Return an image's name as a file name: `/`, control and bidirectional characters and a leading dot as %XX of UTF-8."""
     escaped = "".join(_percent(character) if _unprintable(character) else character for character in name)
@@ -264,10 +298,14 @@ def file_names(images: Iterable[CatalogImage]) -> dict[str, str]:
     names: dict[str, str] = {}
     for name, group in groups.items():
         short = name.encode()[:240].decode(errors="ignore")
-        if len(group) > 1 or len(name.encode()) > 255:
+        if len(group) > 1 or len(name.encode()) > FILE_NAME_LIMIT:
             names |= {f"{short}@{image.record.id[:8]}": image.record.id for image in group}
-        if len(name.encode()) <= 255:
-            active = [image for image in group if image.record.status == "active"]
-            newest = max(active or group, key=lambda image: (image.record.created_at, image.record.id))
-            names[name] = newest.record.id
+        if len(name.encode()) <= FILE_NAME_LIMIT:
+            names[name] = newest_active(group).record.id
     return names
+
+
+def newest_active(group: Sequence[CatalogImage]) -> CatalogImage:
+    """Return which of several images of one name that name means: the newest active one, else the newest."""
+    active = [image for image in group if image.record.status == "active"]
+    return max(active or group, key=lambda image: (image.record.created_at, image.record.id))

@@ -7,7 +7,7 @@ import os
 import pwd
 import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import trio
@@ -22,7 +22,7 @@ from imagefs.counters import COUNTERS
 from imagefs.errors import InvalidInput, StoreUnavailable
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.files.tree import Tree
-from imagefs.fuse.server import Server, terminate
+from imagefs.fuse.server import Server
 from imagefs.instances.registry import Instances
 from imagefs.library import Library
 from imagefs.metrics import Metrics
@@ -78,9 +78,10 @@ class _Daemon:
             nursery = await parts.enter_async_context(trio.open_nursery())
             parts.callback(nursery.cancel_scope.cancel)
             library = Library(self._store, cache, nursery, RetryPolicy())
+            catalog.watchers.append(library.forget)
             instances = Instances(state, dict(config.flavors), catalog, library)
             await run(Lane.DISK, instances.load)
-            parts.push_async_callback(instances.close)
+            parts.push_async_callback(_shielded, instances.close)
             metrics = Metrics(COUNTERS, self._gauges(catalog, instances, budget))
             if config.metrics.listen is not None:
                 parts.callback(metrics.listen(config.metrics.listen).shutdown)
@@ -97,7 +98,7 @@ class _Daemon:
             server.mount()
             parts.callback(server.unmount)
             nursery.start_soon(catalog.keep_fresh, name="catalog")
-            nursery.start_soon(self._signals, catalog, name="signals")
+            nursery.start_soon(self._signals, catalog, server, nursery, name="signals")
             nursery.start_soon(self._announce, server, name="announce")
             await server.serve()
             log.info("unmounted mountpoint=%s", self._mountpoint)
@@ -113,21 +114,24 @@ class _Daemon:
             log.warning("the store is down; starting with %d images of an earlier mount error=%s", len(catalog.snapshot.images), error)
 
     async def _announce(self, server: Server) -> None:
-        await run(Lane.DISK, server.tune)
+        await run(Lane.KERNEL, server.tune)
         log.info("mounted mountpoint=%s store=%s state=%s", self._mountpoint, self._store.url, self._state.path)
         self._ready()
 
-    async def _signals(self, catalog: Catalog) -> None:
+    async def _signals(self, catalog: Catalog, server: Server, nursery: trio.Nursery) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
-                    try:
-                        await catalog.look()
-                    except Exception as error:  # whatever it is, guests are running
-                        log.warning("the catalog cannot be read again error=%s", error)
+                    nursery.start_soon(self._reread, catalog, name="reread")  # apart: a store that hangs must not hold up SIGTERM
                 else:
                     log.info("ending on signal %s", signal.Signals(number).name)
-                    terminate()
+                    await server.terminate()
+
+    async def _reread(self, catalog: Catalog) -> None:
+        try:
+            await catalog.look()
+        except Exception as error:  # whatever it is, guests are running
+            log.warning("the catalog cannot be read again error=%s", error)
 
     def _gauges(self, catalog: Catalog, instances: Instances, budget: Budget) -> Callable[[], Mapping[str, float]]:
         def gauges() -> Mapping[str, float]:
@@ -140,6 +144,12 @@ class _Daemon:
             }
 
         return gauges
+
+
+async def _shielded(work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work even if the daemon ends by an error, when all else is being cancelled."""
+    with trio.CancelScope(shield=True):
+        await work()
 
 
 def instances_owner(config: Config) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@
     ├── NotPermitted         nobody may do this to this object (truncate vda, unlink vda)
     ├── ReadOnly             a write to a part of the tree that is never written
     ├── InvalidInput         a value that cannot be right (a bad size, an unknown flavor)
+    │   ├── NameTooLong      a name with more bytes than a directory entry has
     │   └── ConfigError      mistakes in the configuration, all of them at once
     ├── Busy                 in use: an open disk, a locked state directory, a mounted mount point
     ├── NoSpace              a write past the end of a disk, or a full state directory
@@ -58,6 +59,10 @@ class ReadOnly(ImagefsError):
 
 class InvalidInput(ImagefsError):
     """A value that cannot be right."""
+
+
+class NameTooLong(InvalidInput):
+    """A name with more bytes than a directory entry has."""
 
 
 class ConfigError(InvalidInput):

@@ -18,7 +18,7 @@ import trio
 from imagefs.cache.cache import UnitCache
 from imagefs.cache.filler import UnitFiller
 from imagefs.cache.root import CacheRoot
-from imagefs.catalog import Catalog, CatalogImage
+from imagefs.catalog import Catalog, CatalogImage, Snapshot
 from imagefs.errors import ImageRefused, NotFound, StoreRefused, VersionChanged
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.fetch.digests import UnitDigests
@@ -65,6 +65,13 @@ class Library:
         self._policy = policy
         self._open: collections.OrderedDict[tuple[str, str], OpenImage] = collections.OrderedDict()
         self._opening: dict[tuple[str, str], trio.Event] = {}
+
+    def forget(self, old: Snapshot, new: Snapshot) -> None:
+        """Let go of images that are gone from the catalog or have other bytes: a deleted file takes room while it is open."""
+        for image_id, image in old.images.items():
+            newer = new.images.get(image_id)
+            if newer is not image and (newer is None or newer.data_version != image.data_version):
+                self._open.pop((image_id, image.data_version), None)
 
     async def open(self, image: CatalogImage) -> OpenImage:
         """Return the image, opened. Raises StoreError, ImageRefused; a failed opening is tried again by the next call."""

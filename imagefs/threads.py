@@ -6,7 +6,7 @@ serve bytes which are already here.
 
 import enum
 from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import trio
 
@@ -18,7 +18,9 @@ class Lane(enum.Enum):
     """What a thread is for, and how many may run at once."""
 
     STORE = 16
-    """Records, listings and other small requests to the store."""
+    """Records, listings and other small requests to the store; they change nothing. Abandoned on cancellation."""
+    KERNEL = 2
+    """Requests to the mount itself, which waits for this very process. Abandoned on cancellation."""
     TABLES = 8
     """Fetches of image tables that a FETCH thread's work waits for; its own lane, so that they cannot wait for each other."""
     FETCH = 24
@@ -27,15 +29,18 @@ class Lane(enum.Enum):
     """Reads, writes and flushes of files in the state directory and of local stores."""
 
 
+_ABANDONED: Final = frozenset({Lane.STORE, Lane.KERNEL})
 _limiters = {lane: trio.CapacityLimiter(lane.value) for lane in Lane}
 
 
 async def run(lane: Lane, work: Callable[[*Ts], T], *args: *Ts) -> T:
     """Run blocking `work(*args)` in a thread of `lane` and return its result.
 
-    Never abandoned: on cancellation this still waits for the thread, so that no write goes on behind its owner's back.
+    On cancellation this still waits for the thread, so that no write goes on behind its owner's back. Only what writes nothing
+    is left to itself then: a store that hangs must not keep the daemon from ending.
     """
-    return await trio.to_thread.run_sync(work, *args, limiter=_limiters[lane])
+    options: dict[str, Any] = {"abandon_on_cancel": lane in _ABANDONED}  # the stubs of trio that pyfuse3 brings do not know it
+    return await trio.to_thread.run_sync(work, *args, limiter=_limiters[lane], **options)
 
 
 def busy() -> dict[str, int]:

@@ -1,6 +1,7 @@
 """This module is images/, raw/ and names/: what the store has, read-only, with properties as extended attributes."""
 
 import calendar
+import functools
 import os
 import stat
 import time
@@ -140,6 +141,13 @@ class DiskImageFile(ImageFile):
     kind = "raw"
     shows_disk = True
 
+    def attributes(self) -> Attributes:
+        """As Node says. A size that is only guessed is not for the kernel to keep: it would cut reads at it."""
+        shown = super().attributes()
+        if self._source is None and self.image.record.virtual_size is None:
+            shown.name_timeout = shown.attributes_timeout = 0.0
+        return shown
+
     @property
     def size(self) -> int:
         """Bytes of the disk: known for sure once the image is open, until then what its record says."""
@@ -259,6 +267,7 @@ def image_key(image: CatalogImage) -> str:
     return f"{image.record.id}\0{image.data_version}"
 
 
+@functools.lru_cache(maxsize=16384)
 def _nanoseconds(timestamp: str) -> int:
     try:
         return calendar.timegm(time.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ")) * 10**9

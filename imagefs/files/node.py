@@ -68,9 +68,10 @@ class Changes:
 
 
 class Node:
-    """One file or directory. `kind` and `key` name it for ever; `inode` derives from them."""
+    """One file or directory. `kind` and `key` name it for ever; `inode` derives from them. Nobody writes to it if it is `read_only`."""
 
     kind: ClassVar[str]
+    read_only: ClassVar[bool] = True
 
     def __init__(self, key: str) -> None:
         """Take what names the node among those of its kind."""

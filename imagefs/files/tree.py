@@ -4,11 +4,12 @@ Inode numbers derive from ids, so a handle that an earlier daemon gave out still
 all nodes are gone through once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 from imagefs.catalog import Catalog, CatalogImage, Snapshot
 from imagefs.errors import Denied, NotFound
-from imagefs.files.fixed import FixedDirectory, RootDirectory, flavors_directory, status_directory
+from imagefs.files.fixed import RootDirectory, flavors_directory, status_directory
 from imagefs.files.images import DiskImageFile, ImageFile, ImagesDirectory, NamesDirectory, StoredImageFile
 from imagefs.files.instances import InstancesDirectory
 from imagefs.files.node import Node
@@ -17,6 +18,8 @@ from imagefs.identity import Caller
 from imagefs.instances.registry import Instances
 from imagefs.library import Library
 
+MISSING_LIMIT: Final = 4096
+"""Inode numbers that are remembered to name nothing."""
 Invalidate = Callable[[int, str], None]
 """Called with a directory's inode number and a name in it that the kernel must forget."""
 
@@ -56,6 +59,8 @@ class Tree:
         self.root = RootDirectory(top, *owner, catalog.look)
         self._always: dict[int, Node] = {node.inode: node for node in (self.root, *top.values())}
         self._nodes: dict[int, Node] = dict(self._always)
+        self._missing: set[int] = set()
+        self._missing_as_of = (-1, -1)
         self.invalidate: Invalidate = lambda inode, name: None
         catalog.watchers.append(self._catalog_changed)
 
@@ -68,10 +73,10 @@ class Tree:
         """Return the node with this inode number. Raises NotFound for one that is gone."""
         found = self._nodes.get(inode)
         if found is None:
-            self._know_all()
-            found = self._nodes.get(inode)
+            found = self._search(inode)
             if found is None:
                 raise NotFound(f"there is no inode {inode} any more")
+            self.know(found)
         return found
 
     def know(self, node: Node) -> Node:
@@ -84,23 +89,28 @@ class Tree:
         if inode not in self._always:
             self._nodes.pop(inode, None)
 
-    def _know_all(self) -> None:
-        for image in self._catalog.snapshot.images.values():
-            self.know(self._images.file(image))
-            self.know(self._raw.file(image))
+    def _search(self, inode: int) -> Node | None:
+        """Go through all nodes there could be. One that is not there is searched for once, until something changes."""
+        as_of = (self._catalog.snapshot.generation, self._instances.generation)
+        if self._missing_as_of != as_of or len(self._missing) >= MISSING_LIMIT:
+            self._missing_as_of, self._missing = as_of, set()
+        if inode in self._missing:
+            return None
+        found = next((node for node in self._all_nodes() if node.inode == inode), None)
+        if found is None:
+            self._missing.add(inode)
+        return found
+
+    def _all_nodes(self) -> Iterator[Node]:
         for instance in self._instances.by_name.values():
             directory = self._instances_directory.node(instance)
-            self.know(directory)
-            for name in instance.disks:
-                self.know(directory.disk(name))
-        root = Caller(0, 0)
-        for fixed in (self._flavors, self._status):
-            self._know_children(fixed, root)
-        self._know_children(self._names, root)
-
-    def _know_children(self, directory: FixedDirectory | NamesDirectory, caller: Caller) -> None:
-        for _, node in directory.children(caller):
-            self.know(node)
+            yield directory
+            yield from (directory.disk(name) for name in instance.disks)
+        for fixed in (self._flavors, self._status, self._names):
+            yield from (node for _, node in fixed.children(Caller(0, 0)))
+        for image in self._catalog.snapshot.images.values():
+            yield self._images.file(image)
+            yield self._raw.file(image)
 
     def _catalog_changed(self, old: Snapshot, new: Snapshot) -> None:
         """Make the kernel forget what it may have cached of images that are gone, have new bytes or changed at all."""

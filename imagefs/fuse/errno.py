@@ -29,6 +29,7 @@ ERRNO: Final[dict[type[errors.ImagefsError], int]] = {
     errors.NotPermitted: errno.EPERM,
     errors.ReadOnly: errno.EROFS,
     errors.InvalidInput: errno.EINVAL,
+    errors.NameTooLong: errno.ENAMETOOLONG,
     errors.Busy: errno.EBUSY,
     errors.NoSpace: errno.ENOSPC,
     errors.NoAttribute: errno.ENODATA,

@@ -26,7 +26,7 @@ from pyfuse3 import (
 )
 
 from imagefs.counters import COUNTERS
-from imagefs.errors import Denied, NotFound, NotPermitted
+from imagefs.errors import Denied, NotFound, NotPermitted, ReadOnly
 from imagefs.files.node import Attributes, Changes, Node
 from imagefs.files.tree import Tree
 from imagefs.fuse.errno import guarded
@@ -98,9 +98,13 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        """Tell whether the caller may do what it asks about."""
+        """Tell whether the caller may do what it asks about; writing where nobody writes is EROFS, as it is for open(2)."""
+        node = self._tree.node(inode)
         try:
-            self._tree.node(inode).check(self._caller(ctx), mode)
+            caller = self._caller(ctx)
+            if mode & os.W_OK and node.read_only:
+                raise ReadOnly(f"{node!r} is never written")
+            node.check(caller, mode)
         except Denied:
             return False
         return True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trio
 
-from imagefs.errors import ImagefsError
+from imagefs.errors import ImagefsError, NotFound
 from imagefs.instances.record import RECORD, DiskRecord, InstanceRecord
 from imagefs.library import ImageDisk
 from imagefs.overlay.disk import OverlayDisk
@@ -33,8 +33,10 @@ class Disk:
         return self.record.size
 
     async def ready(self) -> OverlayDisk:
-        """Return the overlay, opening it if need be. Raises StateDamaged."""
+        """Return the overlay, opening it if need be. Raises StateDamaged, NotFound once the instance is removed."""
         async with self._lock:
+            if self.instance.removed:
+                raise NotFound(f"instance '{self.instance.record.name}' was removed")
             if self.overlay is None:
                 base = self._base() if self._base is not None else None
                 self.overlay = await run(Lane.DISK, OverlayDisk.open, self.instance.directory, self.record.name, base)

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from imagefs.errors import InvalidInput, StateDamaged
+from imagefs.errors import InvalidInput, NameTooLong, StateDamaged
 from imagefs.flavors import Flavor
 from imagefs.sealed import seal, unseal
 
@@ -46,12 +46,14 @@ class InstanceRecord(msgspec.Struct, frozen=True):
 
 
 def check_name(name: str) -> None:
-    """Raise InvalidInput unless `name` can name an instance: 1 to 255 bytes of printable UTF-8, no '/', not '.' or '..'."""
+    """Raise InvalidInput or NameTooLong unless `name` can name an instance: 1 to 255 bytes of printable UTF-8, no '/', not '.' or '..'."""
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
         raise InvalidInput(f"{name!r} cannot be an instance's name: it is not UTF-8") from None
-    if not 0 < length <= NAME_LIMIT or name in {".", ".."} or "/" in name or not name.isprintable():
+    if length > NAME_LIMIT:
+        raise NameTooLong(f"'{name[:40]}...' cannot be an instance's name: it has {length} bytes, and {NAME_LIMIT} is the most")
+    if not length or name in {".", ".."} or "/" in name or not name.isprintable():
         raise InvalidInput(f"{name!r} cannot be an instance's name: use 1 to {NAME_LIMIT} bytes of printable text without '/'")
 
 

@@ -27,7 +27,7 @@ from imagefs.identity import Caller
 from imagefs.instances.fit import check_fit, plan_disks
 from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import RECORD, DiskRecord, InstanceRecord, check_name, encode, read_record
-from imagefs.instances.steps import explained, make_directory, make_disks, move_to_trash, purge, remove_strays
+from imagefs.instances.steps import explained, make_directory, make_disks, move_to_trash, never_completed, purge, remove_strays
 from imagefs.library import ImageDisk, Library
 from imagefs.sealed import write_durably
 from imagefs.statedir import StateDirectory
@@ -55,19 +55,30 @@ class Instances:
         for leftover in self._state.trash.iterdir():
             purge(leftover)
         for directory in sorted(self._state.instances.iterdir()):
-            try:
-                record = read_record(directory / RECORD)
-            except FileNotFoundError:
+            if never_completed(directory):
                 log.warning("an instance that was never completed is removed directory=%s", directory)
                 purge(directory)
                 continue
-            except StateDamaged as error:
-                log.error("an instance cannot be shown; its files are left as they are error=%s", error)
+            try:
+                instance = self._load_one(directory)
+            except (StateDamaged, OSError) as error:
+                log.error("an instance cannot be shown; its files are left as they are directory=%s error=%s", directory, error)
                 continue
-            remove_strays(directory, record)
-            instance = Instance(directory, record)
             self._attach_disks(instance)
-            self.by_name[record.name] = instance
+            self.by_name[instance.record.name] = instance
+
+    def _load_one(self, directory: Path) -> Instance:
+        """Read one instance. Raises StateDamaged if the directory is a copy of another, or has a name that is taken; OSError."""
+        record = read_record(directory / RECORD)
+        if record.uuid != directory.name:
+            raise StateDamaged(f"the record is that of {record.uuid}: is this a copy? Move it out of {directory.parent}")
+        if (other := self.by_name.get(record.name)) is not None:
+            raise StateDamaged(f"the name '{record.name}' is taken by {other.directory}")
+        try:
+            remove_strays(directory, record)
+        except OSError as error:
+            log.warning("what a broken step left of an instance cannot be removed directory=%s error=%s", directory, error)
+        return Instance(directory, record)
 
     def get(self, name: str) -> Instance:
         """Return an instance. Raises NotFound."""
@@ -87,8 +98,10 @@ class Instances:
         instance = Instance(self._state.instances / instance_uuid, record)
         self.by_name[name] = instance  # taken before the first await: two callers cannot both make it
         try:
-            await run(Lane.DISK, make_directory, instance.directory, record)
+            async with instance.lock:  # whoever finds it by now, to change or remove it, waits
+                await run(Lane.DISK, make_directory, instance.directory, record)
         except BaseException as error:
+            instance.removed = True
             del self.by_name[name]
             await _discard(instance.directory)
             raise explained(error, f"instance '{name}' cannot be made") from error
@@ -124,7 +137,7 @@ class Instances:
                 )
                 await self._write(instance, record)
             except BaseException as error:
-                with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=True), contextlib.suppress(OSError):  # the next mount tries again
                     await run(Lane.DISK, remove_strays, instance.directory, instance.record)
                 raise explained(error, f"the disks of instance '{instance.record.name}' cannot be made") from error
             self._attach_disks(instance)
@@ -175,13 +188,15 @@ class Instances:
                 disk.opens = 0
                 try:
                     await disk.let_go()
-                except (ImagefsError, OSError) as error:
+                except Exception as error:  # whatever it is, the other disks are flushed too
                     log.error("a disk could not be flushed instance=%s disk=%s error=%s", instance.record.name, disk.record.name, error)
 
     @contextlib.asynccontextmanager
     async def _changing(self, instance: Instance) -> AsyncIterator[None]:
         """Hold the instance's lock, and keep the reason of a failure for its owner to read."""
         async with instance.lock:
+            if instance.removed:
+                raise NotFound(f"instance '{instance.record.name}' was removed")
             try:
                 yield
             except ImagefsError as error:

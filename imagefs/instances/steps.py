@@ -1,11 +1,13 @@
 """This module takes the steps on the host's disk by which instances come and go; all of it blocks."""
 
+import errno
 import logging
 import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from imagefs.errors import NoSpace
+from imagefs.errors import ImagefsError, NoSpace
 from imagefs.instances.record import RECORD, DiskRecord, InstanceRecord, encode
 from imagefs.overlay.disk import OverlayDisk
 from imagefs.sealed import sync_directory, write_durably
@@ -24,6 +26,20 @@ def make_disks(directory: Path, disks: Iterable[DiskRecord], base_identity: str)
     """Make the files of all disks; vda shows the base."""
     for disk in disks:
         OverlayDisk.create(directory, disk.name, disk.size, base_identity if disk.name == "vda" else "")
+
+
+def never_completed(directory: Path) -> bool:
+    """Tell whether a directory is what a broken `make_directory` leaves: no record, and nothing but unfinished ones."""
+    if directory.is_symlink() or not directory.is_dir() or not _is_uuid(directory.name):
+        return False
+    return all(path.name.startswith(f".{RECORD}.") for path in directory.iterdir())
+
+
+def _is_uuid(name: str) -> bool:
+    try:
+        return str(uuid.UUID(name)) == name
+    except ValueError:
+        return False
 
 
 def remove_strays(directory: Path, record: InstanceRecord) -> None:
@@ -53,4 +69,6 @@ def explained(error: BaseException, what: str) -> BaseException:
     """Turn a failure of the host's disk into one that says what it hindered; anything else stays as it is."""
     if not isinstance(error, OSError):
         return error
-    return NoSpace(f"{what}: {error.strerror}: free some room in the state directory")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{what}: {error.strerror}: free some room in the state directory")
+    return ImagefsError(f"{what}: {error.strerror}: look at the disk that the state directory is on")

@@ -2,13 +2,15 @@
 
 import dataclasses
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from imagefs.catalog import Catalog, CatalogImage, RecordDatabase, file_name, file_names
-from imagefs.errors import ImageRefused, NotFound, StoreUnavailable
+from imagefs.errors import ImageRefused, InvalidInput, NotFound, StoreUnavailable
 from imagefs.store.protocol import Entry, Listed, StoredRecord
 from imagefs.store.record import ImageRecord
 
@@ -83,6 +85,17 @@ def test_long_name_is_cut_and_carries_the_id() -> None:
     (name,) = names
     assert name.endswith("@aaaaaaaa")
     assert len(name.encode()) <= 255
+
+
+async def test_a_name_that_is_cut_is_found_whole(tmp_path: Path) -> None:
+    """An image whose name is too long for names/ is found by its name all the same."""
+    name = "é" * 200
+    store = ListStore({A: ("1", record(A, name)), B: ("1", record(B, name, created="2026-01-02T00:00:00Z"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    assert catalog.resolve(name).record.id == B
+    with pytest.raises(NotFound):
+        catalog.resolve("é" * 201)
 
 
 async def test_look_reads_only_changed_records(tmp_path: Path) -> None:
@@ -173,3 +186,80 @@ def test_row_that_fails_its_checksum_is_read_again(tmp_path: Path, caplog: pytes
     raw.close()
     assert list(RecordDatabase(path, "test:").load()) == [B]
     assert "checksum" in caplog.text or "SHA-256" in caplog.text
+
+
+async def test_database_that_cannot_be_written_hides_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a full disk a look still takes up what changed, with a warning; the next look that can writes all of it."""
+    store = ListStore({A: ("1", record(A, "one"))})
+    database = RecordDatabase(tmp_path / "db", store.url)
+    catalog = Catalog(store, database)  # type: ignore[arg-type]
+    save = database.save
+
+    def full(changed: Iterable[CatalogImage], gone: Iterable[str]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(database, "save", full)
+    await catalog.look()
+    assert list(catalog.snapshot.images) == [A]
+    assert "disk is full" in caplog.text
+    monkeypatch.setattr(database, "save", save)
+    await catalog.look()
+    assert list(database.load()) == [A]
+
+
+async def test_image_found_by_id_is_kept_for_the_next_mount(tmp_path: Path) -> None:
+    """An image that was first seen by its id is in the database after the next look."""
+    store = ListStore({A: ("1", record(A, "one"))})
+    database = RecordDatabase(tmp_path / "db", store.url)
+    catalog = Catalog(store, database)  # type: ignore[arg-type]
+    await catalog.find(A)
+    await catalog.look()
+    assert list(database.load()) == [A]
+
+
+async def test_image_found_during_a_look_stays(tmp_path: Path) -> None:
+    """An image that is made and found while a look reads records is not lost with that look's older listing."""
+    store = ListStore({A: ("1", record(A, "one"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    read_record, reading, go_on = store.record, threading.Event(), threading.Event()
+
+    def slow_record(listed: Listed) -> StoredRecord:
+        reading.set()
+        assert go_on.wait(10)
+        return read_record(listed)
+
+    store.record = slow_record  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(catalog.look)
+        await trio.to_thread.run_sync(reading.wait)
+        store.images[B] = ("1", record(B, "two"))
+        await catalog.find(B)
+        go_on.set()
+    assert set(catalog.snapshot.images) == {A, B}
+    del store.images[B]
+    await catalog.look()
+    assert set(catalog.snapshot.images) == {A}
+
+
+async def test_damaged_record_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged record costs one warning, not one at each look, until it changes."""
+    store = ListStore({A: ("1", record(A, status="damaged"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    for _ in range(3):
+        await catalog.look()
+    assert caplog.text.count("left out") == 1
+    store.images[A] = ("2", record(A, status="damaged"))
+    await catalog.look()
+    assert caplog.text.count("left out") == 2
+
+
+def test_database_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> None:
+    """A database that the disk does not let open is no damaged one: it stays, and the message says what to do."""
+    path = tmp_path / "db"
+    path.mkdir()
+    with pytest.raises(InvalidInput, match="state directory"):
+        RecordDatabase(path, "test:")
+    assert path.is_dir()
+    assert not (tmp_path / "db.damaged").exists()

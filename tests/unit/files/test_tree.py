@@ -1,0 +1,77 @@
+"""Tests of the tree: nodes by inode number, and what is kept of them."""
+
+import gc
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from imagefs.catalog import Catalog, CatalogImage, RecordDatabase
+from imagefs.errors import NotFound
+from imagefs.files.tree import Tree
+from imagefs.identity import Caller
+from imagefs.instances.registry import Instances
+from imagefs.library import Library
+from imagefs.statedir import StateDirectory
+from imagefs.store.protocol import ImageStore
+from imagefs.store.record import ImageRecord
+
+ROOT = Caller(0, 0)
+COUNT = 500
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """A tree over a catalog of COUNT images, with no instances."""
+    state = StateDirectory(tmp_path / "state")
+    database = RecordDatabase(state.catalog, "test:")
+    now = "2026-01-01T00:00:00Z"
+    images = (
+        ImageRecord(id=f"{number:08x}-0000-4000-8000-000000000000", created_at=now, updated_at=now, name=f"i{number}") for number in range(COUNT)
+    )
+    database.save([CatalogImage(record, "1") for record in images], [])
+    catalog = Catalog(cast("ImageStore", None), database)
+    library = cast("Library", None)
+    instances = Instances(state, {}, catalog, library)
+    return Tree(catalog, library, instances, {}, lambda: b"", owner=(0, 0), instances_owner=(0, 0, 0o755))
+
+
+def kept(tree: Tree) -> int:
+    """Return how many nodes the tree holds on to."""
+    gc.collect()
+    return len(tree._nodes)
+
+
+async def test_node_that_was_forgotten_is_found_again(tree: Tree) -> None:
+    """A node that the kernel asks for after it was forgotten is found by its number, and no other is kept for that."""
+    images = await tree.root.lookup(ROOT, "images")
+    image = tree.know(await images.lookup(ROOT, f"{7:08x}-0000-4000-8000-000000000000"))
+    before = kept(tree)
+    inode, name = image.inode, repr(image)
+    tree.forget(inode)
+    del image
+    assert kept(tree) == before - 1
+    assert repr(tree.node(inode)) == name
+    assert kept(tree) == before
+
+
+def test_number_of_nothing_is_searched_for_once(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that names nothing is not found, keeps no node, and costs one search until the catalog changes."""
+    before, searches = kept(tree), 0
+    all_nodes = tree._all_nodes
+
+    def counted() -> object:
+        nonlocal searches
+        searches += 1
+        return all_nodes()
+
+    monkeypatch.setattr(tree, "_all_nodes", counted)
+    for _ in range(10):
+        with pytest.raises(NotFound):
+            tree.node(12345)
+    assert searches == 1
+    assert kept(tree) == before
+    tree._catalog._replace(dict(tree._catalog.snapshot.images))
+    with pytest.raises(NotFound):
+        tree.node(12345)
+    assert searches == 2
