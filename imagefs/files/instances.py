@@ -4,6 +4,7 @@ import os
 import stat
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from imagefs.errors import AlreadyExists, ImagefsError, ImageRefused, InvalidInput, NoAttribute, NotFound, NotPermitted
 from imagefs.files.node import Attributes, Changes, Node, OpenMode, directory_attributes
@@ -12,11 +13,16 @@ from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import check_name
 from imagefs.instances.registry import Instances
 
+CHOICE_LIMIT: Final = 4096
+"""Bytes of what user.flavor and user.image are set to; an image's name has at most 255 characters. What is refused is told in
+user.imagefs.error with the value in it, which must fit an attribute."""
+
 
 class DiskFile(Node):
     """vda or vdb: a fixed size, whatever is written; its bytes are the guest's and are never looked at."""
 
     kind = "disk"
+    read_only = False
 
     def __init__(self, disk: Disk, instances: Instances) -> None:
         """Take the disk, and the registry that its changes go through."""
@@ -34,10 +40,12 @@ class DiskFile(Node):
         return Attributes(self.inode, stat.S_IFREG | record.mode, record.uid, record.gid, record.size, allocated, modified_ns, modified_ns)
 
     async def open(self, caller: Caller, flags: int) -> OpenMode:
-        """As Node says. Raises StateDamaged if the overlay's files are not sound."""
+        """As Node says. Raises StateDamaged if the overlay's files are not sound, NotPermitted for O_TRUNC, which the kernel leaves to open."""
         access = flags & os.O_ACCMODE
         wanted = {os.O_RDONLY: os.R_OK, os.O_WRONLY: os.W_OK}.get(access, os.R_OK | os.W_OK)
         self.check(caller, wanted)
+        if flags & os.O_TRUNC:
+            raise NotPermitted(f"{self!r} has a fixed size")
         await self.disk.hold()
         return OpenMode(keep_pages=True)
 
@@ -94,6 +102,8 @@ class DiskFile(Node):
         """Keep one of root's trusted.* attributes."""
         if not name.startswith("trusted.") or caller.uid != 0:
             raise NotPermitted(f"attribute {name} of {self!r} cannot be set")
+        if not _is_utf8(name):
+            raise InvalidInput(f"{name!r} cannot be the name of an attribute: it is not UTF-8")
         await self._instances.set_disk_xattrs(self.disk, self.disk.record.xattrs | {name: value})
 
     async def remove_xattr(self, caller: Caller, name: str) -> None:
@@ -106,6 +116,7 @@ class InstanceDirectory(Node):
     """One instance: its disks, and what it is as user.* attributes. Setting user.flavor and user.image makes the disks."""
 
     kind = "instance"
+    read_only = False
 
     def __init__(self, instance: Instance, instances: Instances) -> None:
         """Take the instance, and the registry that its changes go through."""
@@ -181,18 +192,26 @@ class InstanceDirectory(Node):
         """Set user.flavor or user.image (an id or a name). Raises InvalidInput with the reason, Busy once there are disks."""
         self.check(caller, os.W_OK)
         try:
+            await self._choose(name, value)
+        except ImagefsError as error:
+            self.instance.error = str(error)
+            if isinstance(error, NotFound | ImageRefused):
+                raise InvalidInput(str(error)) from error
+            raise
+
+    async def _choose(self, name: str, value: bytes) -> None:
+        if name not in {"user.flavor", "user.image"}:
+            raise NotPermitted(f"attribute {name!r} of an instance cannot be set")
+        if len(value) > CHOICE_LIMIT:
+            raise InvalidInput(f"the value of {name} has {len(value)} bytes: no id or name has more than {CHOICE_LIMIT}")
+        try:
             text = value.decode().rstrip("\n")
         except UnicodeDecodeError:
             raise InvalidInput(f"the value of {name} is not UTF-8") from None
-        try:
-            if name == "user.flavor":
-                await self._instances.set_flavor(self.instance, text)
-            elif name == "user.image":
-                await self._instances.set_image(self.instance, text)
-            else:
-                raise NotPermitted(f"attribute {name} of an instance cannot be set")
-        except (NotFound, ImageRefused) as error:
-            raise InvalidInput(str(error)) from error
+        if name == "user.flavor":
+            await self._instances.set_flavor(self.instance, text)
+        else:
+            await self._instances.set_image(self.instance, text)
 
     async def remove_xattr(self, caller: Caller, name: str) -> None:
         """Refuse."""
@@ -205,6 +224,7 @@ class InstancesDirectory(Node):
     """instances/: who may make an instance is decided by its owner, group and mode."""
 
     kind = "directory"
+    read_only = False
 
     def __init__(self, instances: Instances, uid: int, gid: int, mode: int) -> None:
         """Take the registry, and the directory's owner, group and permission bits."""
@@ -283,6 +303,14 @@ class InstancesDirectory(Node):
 def disk_key(disk: Disk) -> str:
     """Return what names a disk in inode numbers."""
     return f"{disk.instance.record.uuid}\0{disk.record.name}"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_change(caller: Caller, changes: Changes, uid: int, gid: int, what: str) -> None:

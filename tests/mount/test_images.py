@@ -132,6 +132,8 @@ def test_writes_to_the_read_only_parts_fail_with_erofs(world: World, part: str) 
     expect(errno.EROFS, os.mkdir, directory / "new")
     expect(errno.EROFS, os.open, directory / "new", os.O_CREAT | os.O_WRONLY)
     expect(errno.EROFS, os.symlink, "target", directory / "new")
+    assert os.access(directory, os.R_OK | os.X_OK)
+    assert not os.access(directory, os.W_OK)
     for name in os.listdir(directory):
         path = directory / name
         if path.is_dir():
@@ -140,6 +142,8 @@ def test_writes_to_the_read_only_parts_fail_with_erofs(world: World, part: str) 
         if not path.is_symlink():
             expect(errno.EROFS, os.open, path, os.O_WRONLY)
             expect(errno.EROFS, os.open, path, os.O_RDWR)
+            assert os.access(path, os.R_OK)
+            assert not os.access(path, os.W_OK)
             expect(errno.EROFS, os.truncate, path, 0)
             expect(errno.EROFS, os.chmod, path, 0o600)
             expect(errno.EROFS, os.rename, path, directory / "other")

@@ -86,6 +86,17 @@ def test_disks_have_a_fixed_size(web1: Path) -> None:
     assert (web1 / "vda").stat().st_size == GIB
 
 
+@pytest.mark.parametrize("flags", [os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_TRUNC | os.O_CREAT])
+def test_opening_a_disk_never_truncates_it(web1: Path, flags: int) -> None:
+    """O_TRUNC is EPERM like truncate(2), and what another process has mapped and not yet written back stays."""
+    with (web1 / "vda").open("r+b") as vda, mmap.mmap(vda.fileno(), 1024 * 1024) as mapped:
+        mapped[:5] = b"guest"
+        expect(errno.EPERM, os.open, web1 / "vda", flags)
+        assert mapped[:5] == b"guest"
+        assert (web1 / "vda").stat().st_size == GIB
+        os.close(os.open(web1 / "vda", os.O_RDWR | os.O_CREAT))  # nothing to truncate: O_CREAT alone opens what is there
+
+
 def test_rmdir_is_refused_while_a_disk_is_open(web1: Path) -> None:
     """Rmdir is EBUSY while a disk is open, and removes the instance whole once it is closed."""
     with (web1 / "vda").open("r+b", buffering=0):
@@ -136,6 +147,25 @@ def test_unknown_flavor_is_refused(world: World) -> None:
         path.rmdir()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "number", "reason"),
+    [
+        ("user.flavor", b"x" * 65536, errno.EINVAL, "65536 bytes"),
+        ("user.image", b"\xff", errno.EINVAL, "not UTF-8"),
+        ("user.status", b"active", errno.EPERM, "user.status"),
+    ],
+)
+def test_refused_attribute_leaves_a_reason_that_can_be_read(world: World, name: str, value: bytes, number: int, reason: str) -> None:
+    """Whatever value is refused, user.imagefs.error says why, in no more than an attribute holds."""
+    path = world.root / "instances" / "refused"
+    path.mkdir()
+    try:
+        expect(number, os.setxattr, path, name, value)
+        assert reason in os.getxattr(path, "user.imagefs.error").decode()
+    finally:
+        path.rmdir()
+
+
 def test_without_a_flavor_vda_has_the_images_size(world: World) -> None:
     """An instance without a flavor has a vda of the image's virtual size and no vdb."""
     path = world.root / "instances" / "plain"
@@ -162,6 +192,7 @@ def test_names_of_instances(world: World) -> None:
         expect(errno.EPERM, os.open, parent / "file", os.O_CREAT | os.O_WRONLY)
         expect(errno.EISDIR, os.unlink, parent / "twice")
         expect(errno.EPERM, os.rename, parent / "twice", parent / "other")
+        expect(errno.ENAMETOOLONG, os.mkdir, parent / ("n" * 256))
         (parent / ("n" * 255)).mkdir()
         (parent / ("n" * 255)).rmdir()
     finally:
@@ -175,12 +206,16 @@ def test_owner_and_mode_of_disks_persist_in_their_record(web1: Path) -> None:
     os.chown(vda, 1234, 1235)
     vda.chmod(0o640)
     os.setxattr(vda, "trusted.libvirt.security.dac", b"+0:+0")
+    assert os.access(vda, os.R_OK | os.W_OK)
+    assert not os.access(vda, os.X_OK)
     found = vda.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 1235, 0o640)
     assert os.getxattr(vda, "trusted.libvirt.security.dac") == b"+0:+0"
     os.removexattr(vda, "trusted.libvirt.security.dac")
     assert os.listxattr(vda) == []
     expect(errno.EPERM, os.setxattr, vda, "user.note", b"x")
+    expect(errno.EINVAL, os.setxattr, vda, b"trusted.\xff", b"x")
+    assert os.listxattr(vda) == []
 
 
 def test_direct_and_mapped_io(web1: Path) -> None:
