@@ -87,9 +87,13 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack as SIGINT does, so that half-made files and instances are removed."""
+    """Let SIGTERM unwind the stack as SIGINT does, so that half-made files and instances are removed; and SIGHUP, unless nohup(1) ignores it."""
 
     def end(number: int, _: object) -> NoReturn:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)  # the kernel and the shell each send one: the second must not cut the removal short
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, end)

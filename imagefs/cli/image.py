@@ -50,7 +50,7 @@ def image_show(invocation: Invocation, image: str, shape: Shape) -> None:
         omitted = read_attribute(path, "imagefs.omitted")
     if omitted is not None:
         values |= _from_store(invocation, image_id, omitted)
-    print_object(as_fields(values), shape, f"image {image}")
+    print_object(as_fields(values), shape, f"image {image}", CORE)
 
 
 def find_image(mount: Path, wanted: str) -> str:

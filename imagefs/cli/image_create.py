@@ -15,7 +15,7 @@ from imagefs.cli.errors import print_line
 from imagefs.cli.image import as_fields
 from imagefs.cli.invocation import PATH, Invocation, pass_invocation
 from imagefs.cli.mountpoint import refresh_mounts
-from imagefs.cli.output import Shape, output_options, print_object
+from imagefs.cli.output import Shape, check_columns, output_options, print_object
 from imagefs.cli.progress import transfer
 from imagefs.errors import ImageRefused, InvalidInput, NotFound
 from imagefs.image.inspect import HEAD, Inspection, inspect
@@ -61,6 +61,7 @@ def image_create(invocation: Invocation, /, shape: Shape, name: str, source: Pat
     unsound is refused.
     """
     record = new_record(name, wanted)
+    check_columns(shape, [*CORE, *record.properties])
     store = open_configured(invocation.config.store)
     store.check()
     with _opened(source) as (file, size):
@@ -74,8 +75,8 @@ def image_create(invocation: Invocation, /, shape: Shape, name: str, source: Pat
             raise InvalidInput(f"image create {name}: {source} was changed while it was read, so the image was removed again: stop its writer first")
     refresh_mounts()
     if inspection.unreadable:
-        print_line(f"note: raw/ will not show the new image: {inspection.unreadable}")
-    print_object(as_fields(shown(stored.record)), shape, f"image {name}")
+        print_line(f"note: the new image cannot be read in raw/: {inspection.unreadable}")
+    print_object(as_fields(shown(stored.record)), shape, f"image {name}", CORE)
 
 
 def new_record(name: str, wanted: dict[str, Any]) -> ImageRecord:
@@ -143,6 +144,8 @@ def _opened(source: Path) -> Iterator[tuple[BinaryIO, int]]:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo must not make us wait
     except FileNotFoundError:
         raise NotFound(f"image create: there is no file {source}") from None
+    except OSError as error:
+        raise InvalidInput(f"image create: {source} cannot be opened: {error.strerror}") from error
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_size == 0:
         os.close(descriptor)

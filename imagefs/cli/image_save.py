@@ -1,9 +1,11 @@
 """This module is `imagefs image save`: it copies an image's bytes as stored into a file, verified, and whole or not at all."""
 
 import contextlib
+import errno
 import functools
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ import click
 from imagefs.cli.invocation import PATH, Invocation, pass_invocation
 from imagefs.cli.progress import transfer
 from imagefs.cli.stored_image import find_stored
-from imagefs.errors import ImageRefused, InvalidInput, NotFound
+from imagefs.errors import ImageRefused, InvalidInput, NoSpace, NotFound
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.fetch.digests import UnitDigests
 from imagefs.fetch.stored import StoredObject
@@ -34,14 +36,15 @@ def image_save(invocation: Invocation, image: str, target: Path) -> None:
     The bytes are those that were stored: a qcow2 stays a qcow2. They are verified on the way where the store has digests, and
     FILE appears when it is complete.
     """
-    _check_target(target)
+    with _explained(target):
+        _check_target(target)
     store = open_configured(invocation.config.store)
     store.check()
     record = find_stored(store, image)
     if record.status not in ("active", "deactivated"):
         raise ImageRefused(f"image save {image}: its status is {record.status}: it has no bytes yet")
     source = open_object(store, record)
-    with transfer(f"Saving {image}", source.size) as advance:
+    with _explained(target), transfer(f"Saving {image}", source.size) as advance:
         save(source, target, advance)
 
 
@@ -77,6 +80,16 @@ def _write(descriptor: int, offset: int, body: bytes) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         offset, view = offset + written, view[written:]
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Turn an OSError into the error that says what was being written: the temporary file's name tells a user nothing."""
+    try:
+        yield
+    except OSError as error:
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else InvalidInput
+        raise kind(f"image save: {target} cannot be written: {error.strerror}: name another file, or mend that") from error
 
 
 def _check_target(target: Path) -> None:

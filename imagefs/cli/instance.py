@@ -13,11 +13,13 @@ from imagefs.cli.errors import print_line, report
 from imagefs.cli.flavor import read_flavor
 from imagefs.cli.invocation import Invocation, pass_invocation
 from imagefs.cli.mountpoint import check_part, explained, find_mount, names_in, read_attribute, read_attributes
-from imagefs.cli.output import Shape, output_options, print_list, print_object
+from imagefs.cli.output import Shape, check_columns, output_options, print_list, print_object
 from imagefs.cli.qemu import DEFAULT_RAM, Guest, choose_accelerator, command_line
 from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound
 
 COLUMNS: Final = ("ID", "Name", "Status", "Image", "Flavor")
+FIELDS: Final = ("id", "name", "status", "image_id", "flavor", "created_at", "disks", "error")
+"""What an instance is shown with; error only if an operation on it failed."""
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _KVM: Final = Path("/dev/kvm")
 
@@ -30,9 +32,10 @@ _KVM: Final = Path("/dev/kvm")
 @pass_invocation
 def instance_create(invocation: Invocation, /, shape: Shape, name: str, image: str, flavor: str | None) -> None:
     """Make an instance NAME with its disks. Nothing is copied: it takes the same time whatever the image's size."""
+    check_columns(shape, FIELDS)
     mount = find_mount(invocation)
     make_instance(mount, name, image, flavor)
-    print_object(read_instance(mount, name), shape, f"instance {name}")
+    print_object(read_instance(mount, name), shape, f"instance {name}", FIELDS)
 
 
 @click.command("list", short_help="List the instances of the mount.")
@@ -52,7 +55,7 @@ def instance_list(invocation: Invocation, shape: Shape) -> None:
 @pass_invocation
 def instance_show(invocation: Invocation, shape: Shape, name: str) -> None:
     """Show the instance NAME, and why the last operation on it failed, if one did."""
-    print_object(read_instance(find_mount(invocation), name), shape, f"instance {name}")
+    print_object(read_instance(find_mount(invocation), name), shape, f"instance {name}", FIELDS)
 
 
 @click.command("delete", short_help="Remove instances and purge their disks.")

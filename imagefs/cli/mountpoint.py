@@ -45,8 +45,19 @@ def find_mount(invocation: Invocation) -> Path:
     if not found:
         raise NotFound("no imagefs is mounted: mount one with imagefs mount MOUNTPOINT")
     if len(found) > 1:
+        found = [mount for mount in found if not _is_closed(mount)] or found
+    if len(found) > 1:
         raise InvalidInput(f"several imagefs are mounted: choose one with -m: {', '.join(map(str, found))}")
     return _checked(found[0])
+
+
+def _is_closed(mount: Path) -> bool:
+    """Tell whether the kernel does not let us in at all: the mount is another user's."""
+    try:
+        mount.stat()
+    except OSError as error:
+        return error.errno == errno.EACCES
+    return False
 
 
 def _checked(mount: Path) -> Path:

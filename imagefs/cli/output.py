@@ -14,7 +14,7 @@ import click
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from imagefs.errors import InvalidInput
@@ -61,11 +61,16 @@ def output_options(function: F) -> F:
     )(function)
 
 
+def check_columns(shape: Shape, known: Sequence[str]) -> None:
+    """Raise click.BadParameter for a wanted column that is not among the known ones: before a command makes what it would print."""
+    for wanted in shape.columns:
+        if wanted.lower() not in map(str.lower, known):
+            raise click.BadParameter(f"there is no column '{wanted}': choose from {', '.join(known)}", param_hint="-c")
+
+
 def print_list(columns: Sequence[str], rows: Iterable[Sequence[object]], shape: Shape) -> None:
     """Print rows under column names. Raises click.BadParameter for a column that is not among them."""
-    for wanted in shape.columns:
-        if wanted.lower() not in map(str.lower, columns):
-            raise click.BadParameter(f"there is no column '{wanted}': choose from {', '.join(columns)}", param_hint="-c")
+    check_columns(shape, columns)
     names, chosen = _choose(columns, shape.columns)
     picked = [[row[index] for index in chosen] for row in rows]
     if shape.format == "json":
@@ -77,8 +82,13 @@ def print_list(columns: Sequence[str], rows: Iterable[Sequence[object]], shape: 
         _print_table(names, [[_cell(value) for value in row] for row in picked])
 
 
-def print_object(fields: Mapping[str, object], shape: Shape, what: str) -> None:
-    """Print one object, called `what` in messages. Raises InvalidInput for a field that it does not have."""
+def print_object(fields: Mapping[str, object], shape: Shape, what: str, optional: Sequence[str] = ()) -> None:
+    """Print one object, called `what` in messages. Raises InvalidInput for a field that it does not have.
+
+    `optional` are fields that such an object may have: one that is asked for and absent has no value.
+    """
+    asked = [wanted.lower() for wanted in shape.columns]
+    fields = {name: fields.get(name) for name in (*optional, *fields) if name in fields or name.lower() in asked}
     for wanted in shape.columns:
         if wanted.lower() not in map(str.lower, fields):
             raise InvalidInput(f"{what} has no '{wanted}': it has {', '.join(fields)}")
@@ -112,7 +122,7 @@ def _cell(value: object, nothing: str = "") -> str:
 
 def _print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if sys.stdout.isatty():
-        table = Table(*(escape(name) for name in names))
+        table = Table(*(Column(escape(name), overflow="fold") for name in names))
         table.columns[0].no_wrap = True  # ids are copied with a double click
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))

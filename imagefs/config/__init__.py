@@ -20,6 +20,7 @@ from imagefs.config.values import (
     read_address,
     read_boolean,
     read_choice,
+    read_endpoint,
     read_floor,
     read_group,
     read_listen,
@@ -56,7 +57,7 @@ def by(read: Read) -> Mapping[str, Read]:
 class S3Config:
     """[store.s3]. None leaves the choice to the AWS configuration chain, where credentials come from, and nowhere else."""
 
-    endpoint_url: str | None = field(default=None, metadata=by(read_text))
+    endpoint_url: str | None = field(default=None, metadata=by(read_endpoint))
     region: str | None = field(default=None, metadata=by(read_text))
     profile: str | None = field(default=None, metadata=by(read_text))
     addressing_style: str | None = field(default=None, metadata=by(read_choice("auto", "path", "virtual")))

@@ -107,6 +107,19 @@ def read_path_text(value: object) -> str:
     return str(read_path(value))
 
 
+def read_endpoint(value: object) -> str:
+    """Return the URL of an S3 service: http or https, with a host. It never holds credentials."""
+    text = read_text(value)
+    try:
+        parts = urllib.parse.urlsplit(text)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        sound = False
+    if not sound or "@" in parts.netloc:
+        raise InvalidInput(f"{_seen(text.rpartition('@')[2])} is no URL of a service: write https://HOST or http://HOST:PORT, and no credentials")
+    return text
+
+
 def read_url(value: object) -> str:
     """Return a store's URL: file:///DIRECTORY, or s3://BUCKET or s3://BUCKET/PREFIX. It never holds credentials."""
     text = read_text(value)

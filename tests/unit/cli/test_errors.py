@@ -1,5 +1,9 @@
 """Errors become one line and an exit status."""
 
+import signal
+import subprocess
+import sys
+
 import click
 import pytest
 
@@ -64,6 +68,30 @@ def test_the_unexpected_has_no_traceback_unless_asked_for(capsys: pytest.Capture
     monkeypatch.setenv("IMAGEFS_DEBUG", "1")
     assert run(failing, "imagefs", []) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "ignored"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGHUP, True)])
+def test_a_signal_lets_a_command_clean_up(number: signal.Signals, ignored: bool) -> None:
+    """A terminal that goes away ends a command as SIGTERM does, however often it says so; under nohup it does not."""
+    program = """
+import os, signal, sys
+from imagefs.cli.errors import end_on_sigterm
+end_on_sigterm()
+try:
+    os.kill(os.getpid(), int(sys.argv[1]))
+finally:
+    if sys.argv[1] == str(int(signal.SIGHUP)):
+        os.kill(os.getpid(), signal.SIGHUP)
+    print("cleaned up")
+"""
+
+    def ignore() -> None:
+        if ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    command = [sys.executable, "-c", program, str(int(number))]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=ignore)
+    assert (child.returncode, child.stdout) == (0 if ignored else 128 + number, "cleaned up\n")
 
 
 def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

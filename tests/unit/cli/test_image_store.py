@@ -1,5 +1,6 @@
 """image create, save and delete, on a real store in a directory."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagefs.cli import image_create
+from imagefs.cli import image_create, image_save
 from imagefs.cli.image_create import parse_properties
 from imagefs.errors import InvalidInput
 from imagefs.units import MIB, UNIT
@@ -164,6 +165,45 @@ def test_the_same_id_is_not_stored_twice(run: Run, raw: Path) -> None:
     assert "already in" in run("image", "create", "y", "--file", raw, "--id", ID).err
 
 
+def test_a_wrong_column_stores_nothing(run: Run, raw: Path, tmp_path: Path) -> None:
+    """It is found before the image is stored: a script that repeats a failed command must not store it twice."""
+    found = run("image", "create", "x", "--file", raw, "-c", "colour")
+    assert found.status == 2
+    assert "there is no column 'colour'" in found.err
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_an_attribute_without_a_value_can_be_asked_for(run: Run, raw: Path) -> None:
+    """An image without an owner is stored and printed, with no value for it."""
+    found = run("image", "create", "x", "--file", raw, "--property", "p=1", "-f", "value", "-c", "owner", "-c", "p")
+    assert (found.status, found.out) == (0, "None\n1\n")
+
+
+def test_a_file_that_cannot_be_opened_or_written_is_named(run: Run, raw: Path, tmp_path: Path) -> None:
+    """The line says what was being done, and names the user's file and no temporary one."""
+    found = run("image", "create", "x", "--file", raw / "below")
+    assert (found.status, found.err) == (1, f"imagefs: image create: {raw / 'below'} cannot be opened: Not a directory\n")
+    run("image", "create", "x", "--file", raw)
+    target = tmp_path / ("n" * 256)
+    found = run("image", "save", "x", "--file", target)
+    assert found.status == 1
+    assert found.err.startswith(f"imagefs: image save: {target} cannot be written: File name too long")
+
+
+def test_a_full_disk_is_told_with_the_file(run: Run, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for the copy is one line with the file's name, and leaves nothing of it."""
+    run("image", "create", "x", "--file", raw)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(image_save, "_write", full)
+    found = run("image", "save", "x", "--file", tmp_path / "copy")
+    assert found.status == 1
+    assert found.err.startswith(f"imagefs: image save: {tmp_path}/copy cannot be written: No space left on device")
+    assert not list(tmp_path.glob("*copy*"))
+
+
 def test_files_that_cannot_be_images_are_refused(run: Run, tmp_path: Path) -> None:
     """Nothing, a directory, an empty file, a fifo: one line each, and nobody waits for the fifo."""
     (tmp_path / "empty").touch()
@@ -198,7 +238,7 @@ def test_formats_that_raw_will_not_show_are_stored_with_a_note(run: Run, tmp_pat
     path.write_bytes(b"conectix" + bytes(504) + bytes(4096))
     found = run("image", "create", "x", "--file", path, "-f", "value", "-c", "disk_format")
     assert (found.status, found.out) == (0, "vhd\n")
-    assert found.err.startswith("imagefs: note: raw/ will not show the new image")
+    assert found.err.startswith("imagefs: note: the new image cannot be read in raw/")
 
 
 @pytest.mark.qemu

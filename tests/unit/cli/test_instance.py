@@ -54,6 +54,14 @@ def test_an_interrupted_create_leaves_no_instance(run: Run, mount: FakeMount, mo
     assert list((mount.path / "instances").iterdir()) == []
 
 
+def test_a_wrong_column_makes_no_instance(run: Run, mount: FakeMount) -> None:
+    """It is found before anything is made; the field of an error that did not happen has no value."""
+    mount.add_image("debian")
+    assert run("instance", "create", "web1", "--image", "debian", "-c", "colour").status == 2
+    assert not list((mount.path / "instances").iterdir())
+    assert run("instance", "create", "web1", "--image", "debian", "-f", "value", "-c", "error").out == "None\n"
+
+
 def test_an_existing_instance_stays_as_it_is(run: Run, mount: FakeMount) -> None:
     """A name that is taken is an error, and what has it is not touched."""
     mount.add_instance("web1")

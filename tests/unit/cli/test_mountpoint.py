@@ -1,6 +1,7 @@
 """Finding the mount that is meant."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,21 @@ def test_of_several_mounts_one_must_be_chosen(run: Run, mount: FakeMount, tmp_pa
     with (tmp_path / "imagefs.toml").open("a") as config:
         config.write(f'[mount]\nmountpoint = "{other.path}"\n')
     assert run("status", "-f", "value", "-c", "mountpoint").out == f"{other.path}\n"
+
+
+def test_a_mount_of_another_user_is_not_meant(run: Run, mount: FakeMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a mount that the kernel does not let the user into, the user's own is the only one."""
+    foreign = tmp_path / "foreign"
+    (tmp_path / "mounts").write_bytes(f"imagefs {foreign} fuse.imagefs rw 0 0\nimagefs {mount.path} fuse.imagefs rw 0 0\n".encode())
+    real = Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path == foreign:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert run("status", "-f", "value", "-c", "mountpoint").out == f"{mount.path}\n"
 
 
 def test_a_directory_that_is_no_mount_is_refused(run: Run, tmp_path: Path) -> None:

@@ -33,6 +33,16 @@ def test_a_table_on_a_terminal_has_borders(capsys: pytest.CaptureFixture[str], m
     assert len(printed.splitlines()) == 5
 
 
+def test_a_long_value_is_folded_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest that is wider than the terminal is shown whole, on several lines."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_object({"os_hash_value": "Z" * 128}, Shape(), "x")
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert printed.count("Z") == 128
+
+
 def test_json_has_every_value_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """A list is a list of objects, with null for what is not there."""
     print_list(COLUMNS, ROWS, Shape("json"))

@@ -300,6 +300,17 @@ def test_files_that_are_no_configuration_are_refused(tmp_path: Path, body: bytes
     assert caught.value.source == str(path)
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["s3.example", "127.0.0.1:8333", "ftp://s3.example", "https://", "http://host:port", "http://[::1", "https://key:canary@s3.example"]
+)
+def test_an_endpoint_is_the_url_of_a_service(endpoint: str) -> None:
+    """What cannot be an endpoint is a mistake with its key, and a secret in it is not repeated."""
+    (mistake,) = mistakes(f'[store.s3]\nendpoint_url = "{endpoint}"')
+    assert mistake.startswith("store.s3.endpoint_url: ")
+    assert "canary" not in mistake
+    assert read('[store.s3]\nendpoint_url = "http://[::1]:9000/path"').store.s3.endpoint_url == "http://[::1]:9000/path"
+
+
 def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
     """A named file must be there: its absence is never taken for the defaults."""
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
