@@ -79,6 +79,10 @@ class Tree:
             self.know(found)
         return found
 
+    def open_disks(self) -> list[str]:
+        """Return the paths, below the mount point, of the disks that somebody has open."""
+        return [f"instances/{name}/{disk}" for name, instance in self._instances.by_name.items() for disk in instance.busy()]
+
     def know(self, node: Node) -> Node:
         """Remember a node that the kernel is told of, and return it."""
         self._nodes[node.inode] = node

@@ -1,7 +1,6 @@
 """This module mounts, serves until the mount is gone, and unmounts."""
 
 import contextlib
-import ctypes
 import logging
 import os
 from pathlib import Path
@@ -23,6 +22,8 @@ BACKGROUND_REQUESTS: Final = 512
 """Reads that the kernel sends before it waits for answers. Its default of 12 lets one guest whose image does not come stop the disks of all."""
 TASKS: Final = 2 * BACKGROUND_REQUESTS
 """Requests that are answered at once, those besides reads too; one that waits takes about 10 KiB."""
+WRITE_BACK_SECONDS: Final = 20.0
+"""How long the kernel may take to write what is dirty in mapped disks, before `serve` is told to return."""
 GRACE_SECONDS: Final = 5.0
 """How long requests under way may take to end once `serve` has been told to return."""
 SUBTYPE: Final = "imagefs"
@@ -71,20 +72,24 @@ class Server:
 
     async def terminate(self) -> None:
         """Make `serve` return soon, after what the kernel holds of memory-mapped files was written; requests that wait for a store are given up."""
-        with trio.move_on_after(GRACE_SECONDS):  # what is left of it then ends with the connection
-            await run(Lane.KERNEL, self._write_back)
+        with trio.move_on_after(WRITE_BACK_SECONDS):  # what is left of it then ends with the connection
+            await run(Lane.KERNEL, self._write_back, self._tree.open_disks())
         if self._mounted and not self._serving.cancel_called:
             pyfuse3.terminate()
             self._serving.deadline = trio.current_time() + GRACE_SECONDS
 
-    def _write_back(self) -> None:
-        """Let the kernel write all dirty pages of the mount. Blocks, and asks the mount itself."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self._mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                _syncfs(descriptor)
-            finally:
-                os.close(descriptor)
+    def _write_back(self, disks: list[str]) -> None:
+        """Let the kernel write the dirty pages of disks that are open. Blocks, and asks the mount itself.
+
+        fsync of each and not syncfs of all: for FUSE the kernel starts writing then, and does not wait for it.
+        """
+        for disk in disks:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(self._mountpoint / disk, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def tune(self) -> None:
         """Raise what the kernel sends at once and, as root, its read-ahead. Blocks, and asks the mount: call it in a thread while `serve` runs."""
@@ -109,12 +114,6 @@ def _set(setting: Path, value: int, otherwise: str) -> None:
         setting.write_text(str(value), encoding="ascii")
     except OSError as error:
         log.info("a setting of the kernel stays at its default: %s setting=%s error=%s", otherwise, setting, error)
-
-
-def _syncfs(descriptor: int) -> None:
-    """Call syncfs(2), which Python does not have."""
-    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-        raise OSError(ctypes.get_errno(), "syncfs failed")
 
 
 def _invalidate(inode: int, name: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,17 @@ from tests.support.pictures import MIB, disk_bytes
 pytestmark = pytest.mark.mount
 
 
+@pytest.fixture(scope="module")
+def fusectl() -> Path:
+    """Where the kernel's settings of FUSE connections are; systemd mounts it, a bare machine does not."""
+    connections = Path("/sys/fs/fuse/connections")
+    if "/sys/fs/fuse/connections fusectl" not in Path("/proc/self/mounts").read_text():
+        subprocess.run(["mount", "-t", "fusectl", "none", connections], check=True)
+    return connections
+
+
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mounted]:
+def mount(tmp_path: Path, fusectl: Path) -> Iterator[Mounted]:
     """A mount with an instance `i` of an image of 4 MiB."""
     config = write_config(tmp_path)
     source = tmp_path / "disk.raw"
@@ -55,9 +65,7 @@ def test_sigterm_keeps_what_was_written_through_a_mapping(mount: Mounted) -> Non
     assert body[2 * MIB : 2 * MIB + 7] == b"written"
 
 
-def test_kernel_sends_more_than_its_default(mount: Mounted) -> None:
+def test_kernel_sends_more_than_its_default(mount: Mounted, fusectl: Path) -> None:
     """The kernel is told to send many reads at once, so that a dozen that wait for one image do not stop every disk."""
-    connection = Path("/sys/fs/fuse/connections") / str(os.minor(mount.mountpoint.stat().st_dev))
-    if not connection.is_dir():
-        pytest.skip("fusectl is not mounted")
+    connection = fusectl / str(os.minor(mount.mountpoint.stat().st_dev))
     assert int((connection / "max_background").read_text()) == BACKGROUND_REQUESTS
