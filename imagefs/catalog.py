@@ -43,7 +43,7 @@ class CatalogImage:
     @property
     def data_version(self) -> str:
         """What names the image's bytes: changes if and only if they do."""
-        return self.record.os_hash_value or self.version
+        return self.record.os_hash_value or self.record.checksum or self.version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,6 @@ class Snapshot:
 
     generation: int
     images: dict[str, CatalogImage]
-    names: dict[str, str]
-    """From file names, as names/ shows them, to image ids."""
 
 
 class RecordDatabase:
@@ -151,11 +149,13 @@ class Catalog:
         self._store = store
         self._database = database
         self._look = trio.Lock()
+        # One writer of an image at a time, or the older of two answers might be the one that stays.
+        self._writing = [trio.Lock() for _ in range(64)]
         self.watchers: list[Callable[[Snapshot, Snapshot], None]] = []
         images = database.load()
         self._saved = {image_id: image.version for image_id, image in images.items()}
         self._unreadable: dict[str, str] = {}
-        self.snapshot = Snapshot(0, images, file_names(images.values()))
+        self.snapshot = Snapshot(0, images)
 
     def get(self, image_id: str) -> CatalogImage:
         """Return an image by id. Raises NotFound."""
@@ -163,17 +163,6 @@ class Catalog:
             return self.snapshot.images[image_id]
         except KeyError:
             raise NotFound(f"image {image_id} is not in {self._store.url}") from None
-
-    def resolve(self, name: str) -> CatalogImage:
-        """Return the image that a user means by an id, by a name as names/ shows it, or by one that is cut there. Raises NotFound."""
-        snapshot = self.snapshot
-        image_id = name if name in snapshot.images else snapshot.names.get(file_name(name)) or snapshot.names.get(name)
-        if image_id is None and len(file_name(name).encode()) > FILE_NAME_LIMIT:
-            group = [image for image in snapshot.images.values() if image.record.name == name]
-            image_id = newest_active(group).record.id if group else None
-        if image_id is None:
-            raise NotFound(f"there is no image with the id or name '{name}' in {self._store.url}: see imagefs image list")
-        return snapshot.images[image_id]
 
     async def look(self) -> None:
         """Look at the store and take up what changed. Raises StoreError; the snapshot is then the old one."""
@@ -187,6 +176,8 @@ class Catalog:
             # The present snapshot may have changed in the awaits above: what `find` has found since this look began stays, since it may
             # have been made after the store was listed.
             present = self.snapshot.images
+            # So does what `update` has written since: what was read of it may be older.
+            read = {image_id: image for image_id, image in read.items() if present.get(image_id) is before.get(image_id)}
             stay = {listed.image_id for listed in listing} - unreadable | present.keys() - before.keys()
             images = {image_id: image for image_id, image in present.items() if image_id in stay} | read
             if read or images.keys() != present.keys():
@@ -217,6 +208,23 @@ class Catalog:
         self._replace(self.snapshot.images | {image_id: image})
         return image
 
+    async def update(self, image_id: str, change: Callable[[ImageRecord], ImageRecord]) -> CatalogImage:
+        """Write a change of an image's record through to the store (see ImageStore.update), and show it from now on.
+
+        Once the store has begun, it goes on to its end even if the caller is cancelled: the catalog must not miss what was written.
+        """
+        async with self._writing[hash(image_id) % len(self._writing)]:
+            return await self._update(image_id, change)
+
+    async def _update(self, image_id: str, change: Callable[[ImageRecord], ImageRecord]) -> CatalogImage:
+        with trio.CancelScope(shield=True):
+            stored = await run(Lane.STORE, self._store.update, image_id, change)
+            image = CatalogImage(stored.record, stored.version)
+            known = self.snapshot.images.get(image_id)
+            if known is not None and known.version != image.version:
+                self._replace(self.snapshot.images | {image_id: image})
+        return image
+
     async def keep_fresh(self) -> None:
         """Look again and again, until cancelled; a store that is down costs one warning for each change of its state."""
         pause, reachable = REFRESH_SECONDS, True
@@ -242,7 +250,7 @@ class Catalog:
 
         async def read_one(listed: Listed) -> None:
             try:
-                stored: StoredRecord = await run(Lane.STORE, self._store.record, listed)
+                stored: StoredRecord = listed.stored if listed.stored is not None else await run(Lane.STORE, self._store.record, listed)
             except NotFound:
                 return
             except ImageRefused as error:
@@ -266,7 +274,7 @@ class Catalog:
 
     def _replace(self, images: dict[str, CatalogImage]) -> None:
         old = self.snapshot
-        self.snapshot = Snapshot(old.generation + 1, images, file_names(images.values()))
+        self.snapshot = Snapshot(old.generation + 1, images)
         for watcher in self.watchers:
             watcher(old, self.snapshot)
 

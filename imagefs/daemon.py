@@ -7,7 +7,7 @@ import os
 import pwd
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -23,9 +23,14 @@ from imagefs.errors import InvalidInput, StoreUnavailable
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.files.tree import Tree
 from imagefs.fuse.server import Server
+from imagefs.identity.caller import Caller, Groups
+from imagefs.identity.map import Identity, IdentityMap
 from imagefs.instances.registry import Instances
 from imagefs.library import Library
 from imagefs.metrics import Metrics
+from imagefs.properties.access import Access
+from imagefs.rules import load_access, load_identities
+from imagefs.sight import Sights
 from imagefs.statedir import StateDirectory
 from imagefs.store.configured import open_configured
 from imagefs.store.protocol import ImageStore
@@ -42,10 +47,13 @@ def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold guests' bytes and credentials
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    access, identities = load_access(config), load_identities(config)
+    for hint in identities.hints:
+        log.warning("the identity map can be used, but see whether it is meant so: %s", hint)
     state = StateDirectory(config.state.dir).lock(str(mountpoint))
     try:
         store = open_configured(config.store)
-        trio.run(_Daemon(config, mountpoint, state, store, ready).run)
+        trio.run(_Daemon(config, mountpoint, state, store, access, identities, ready).run)
     except BaseExceptionGroup as group:
         raise _single(group) from group
     finally:
@@ -55,11 +63,22 @@ def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
 class _Daemon:
     """One mount's parts, in the order they depend on each other."""
 
-    def __init__(self, config: Config, mountpoint: Path, state: StateDirectory, store: ImageStore, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        mountpoint: Path,
+        state: StateDirectory,
+        store: ImageStore,
+        access: Access,
+        identities: IdentityMap,
+        ready: Callable[[], None],
+    ) -> None:
         self._config = config
         self._mountpoint = mountpoint
         self._state = state
         self._store = store
+        self._access = access
+        self._identities = identities
         self._ready = ready
 
     async def run(self) -> None:
@@ -79,6 +98,7 @@ class _Daemon:
             parts.callback(nursery.cancel_scope.cancel)
             library = Library(self._store, cache, nursery, RetryPolicy())
             catalog.watchers.append(library.forget)
+            sights = Sights(catalog, self._identities, self._access, self._admitted())
             instances = Instances(state, dict(config.flavors), catalog, library)
             await run(Lane.DISK, instances.load)
             parts.push_async_callback(_shielded, instances.close)
@@ -89,16 +109,17 @@ class _Daemon:
                 catalog,
                 library,
                 instances,
+                sights,
                 config.flavors,
                 metrics.text,
                 owner=(os.getuid(), os.getgid()),
                 instances_owner=instances_owner(config),
             )
-            server = Server(tree, state.path, self._mountpoint, allow_other=config.mount.allow_other)
+            server = Server(tree, Groups(), state.path, self._mountpoint, allow_other=config.mount.allow_other)
             server.mount()
             parts.callback(server.unmount)
             nursery.start_soon(catalog.keep_fresh, name="catalog")
-            nursery.start_soon(self._signals, catalog, server, nursery, name="signals")
+            nursery.start_soon(self._signals, server, nursery, self._rereader(catalog, sights, tree), name="signals")
             nursery.start_soon(self._announce, server, name="announce")
             await server.serve()
             log.info("unmounted mountpoint=%s", self._mountpoint)
@@ -118,20 +139,39 @@ class _Daemon:
         log.info("mounted mountpoint=%s store=%s state=%s", self._mountpoint, self._store.url, self._state.path)
         self._ready()
 
-    async def _signals(self, catalog: Catalog, server: Server, nursery: trio.Nursery) -> None:
+    async def _signals(self, server: Server, nursery: trio.Nursery, reread: Callable[[], Awaitable[None]]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
-                    nursery.start_soon(self._reread, catalog, name="reread")  # apart: a store that hangs must not hold up SIGTERM
+                    nursery.start_soon(reread, name="reread")  # apart: a store that hangs must not hold up SIGTERM
                 else:
                     log.info("ending on signal %s", signal.Signals(number).name)
                     await server.terminate()
 
-    async def _reread(self, catalog: Catalog) -> None:
-        try:
-            await catalog.look()
-        except Exception as error:  # whatever it is, guests are running
-            log.warning("the catalog cannot be read again error=%s", error)
+    def _rereader(self, catalog: Catalog, sights: Sights, tree: Tree) -> Callable[[], Awaitable[None]]:
+        """Return what SIGHUP does: read the rules again, then the catalog. Rules that cannot be used leave the old ones in force."""
+
+        async def reread() -> None:
+            try:
+                access = await run(Lane.DISK, load_access, self._config)
+            except Exception as error:  # whatever it is, guests are running
+                log.error("the rules cannot be read again, and the old ones stay in force error=%s", error)
+            else:
+                sights.replace(access)
+                tree.rules_changed()
+                log.info("the rules were read again")
+            try:
+                await catalog.look()
+            except Exception as error:
+                log.warning("the catalog cannot be read again error=%s", error)
+
+        return reread
+
+    def _admitted(self) -> Sequence[Identity]:
+        """Return the identities that callers may have: all, or that of the mounting user if the kernel lets nobody else in and the map is empty."""
+        if self._config.mount.allow_other or self._config.identity.map:
+            return self._identities.everyone
+        return [self._identities.identity(Caller(os.getuid(), os.getgid()))]
 
     def _gauges(self, catalog: Catalog, instances: Instances, budget: Budget) -> Callable[[], Mapping[str, float]]:
         def gauges() -> Mapping[str, float]:

@@ -12,6 +12,7 @@
     │   └── ConfigError      mistakes in the configuration, all of them at once
     ├── Busy                 in use: an open disk, a locked state directory, a mounted mount point
     ├── NoSpace              a write past the end of a disk, or a full state directory
+    ├── QuotaExceeded        more properties, tags or members than an image may have
     ├── NoAttribute          an extended attribute that is not there (or not for this caller)
     ├── Unsupported          a request that has no meaning here
     ├── MountFailed          the filesystem could not be mounted, or the daemon ended early
@@ -81,6 +82,10 @@ class Busy(ImagefsError):
 
 class NoSpace(ImagefsError):
     """A write past the end of a disk, or no room left in the state directory."""
+
+
+class QuotaExceeded(ImagefsError):
+    """More properties, tags or members than an image may have."""
 
 
 class NoAttribute(ImagefsError):

@@ -14,8 +14,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+@enum.unique
 class Lane(enum.Enum):
-    """What a thread is for, and how many may run at once."""
+    """What a thread is for, and how many may run at once: no two numbers are the same, or two lanes would be one."""
 
     STORE = 16
     """Records, listings and other small requests to the store; they change nothing. Abandoned on cancellation."""
@@ -27,9 +28,11 @@ class Lane(enum.Enum):
     """Fetches of image data: one ranged GET each."""
     DISK = 32
     """Reads, writes and flushes of files in the state directory and of local stores."""
+    IDENTITY = 6
+    """Questions to the host's user database, which may be across the network and hang. Abandoned on cancellation."""
 
 
-_ABANDONED: Final = frozenset({Lane.STORE, Lane.KERNEL})
+_ABANDONED: Final = frozenset({Lane.STORE, Lane.KERNEL, Lane.IDENTITY})
 _limiters = {lane: trio.CapacityLimiter(lane.value) for lane in Lane}
 
 

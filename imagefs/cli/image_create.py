@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -12,26 +12,23 @@ import click
 import msgspec
 
 from imagefs.cli.errors import print_line
-from imagefs.cli.image import as_fields
+from imagefs.cli.image_properties import parse_properties, parse_tags
+from imagefs.cli.image_show import as_fields
 from imagefs.cli.invocation import PATH, Invocation, pass_invocation
 from imagefs.cli.mountpoint import refresh_mounts
 from imagefs.cli.output import Shape, check_columns, output_options, print_object
 from imagefs.cli.progress import transfer
+from imagefs.cli.rights import rights_of_process
+from imagefs.cli.visibility import chosen_visibility, visibility_options
 from imagefs.errors import ImageRefused, InvalidInput, NotFound
 from imagefs.image.inspect import HEAD, Inspection, inspect
 from imagefs.image.qemu_img import check
-from imagefs.properties.view import CORE, RESERVED_PREFIX, shown
+from imagefs.properties.core import CORE, NUMBER_LIMIT, check_property_quota, check_tag_quota, check_text
+from imagefs.properties.view import shown
 from imagefs.store.configured import open_configured
-from imagefs.store.record import CONTAINER_FORMATS, DISK_FORMATS, VISIBILITIES, ImageRecord, parse_image_id
+from imagefs.store.record import CONTAINER_FORMATS, DISK_FORMATS, ImageRecord, parse_image_id
 
-TEXT_LIMIT: Final = 255
-"""Characters of an image's name, of a property's name and of a tag, as in Glance's database."""
-PROPERTY_LIMIT: Final = 128
-TAG_LIMIT: Final = 128
-"""Glance's default quotas."""
-RESERVED: Final = frozenset({*CORE, "location", "locations", "deleted", "deleted_at", "direct_url", "self", "file", "schema"})
-"""Names that Glance gives a meaning of their own; they cannot be properties."""
-RESERVED_PREFIXES: Final = ("os_glance", RESERVED_PREFIX)
+_NUMBER: Final = click.IntRange(0, NUMBER_LIMIT)
 
 
 @click.command("create", short_help="Store a file as a new image.")
@@ -42,15 +39,11 @@ RESERVED_PREFIXES: Final = ("os_glance", RESERVED_PREFIX)
 @click.option("--id", "image_id", metavar="UUID", help="The id; by default a new one.")
 @click.option("--property", "properties", multiple=True, metavar="KEY=VALUE", help="Set a property; may be repeated.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Set a tag; may be repeated.")
-@click.option("--min-disk", type=click.IntRange(0, 2**31 - 1), default=0, metavar="GIB", help="The smallest disk that the image boots from, in GiB.")
-@click.option("--min-ram", type=click.IntRange(0, 2**31 - 1), default=0, metavar="MIB", help="The least memory that the image boots with, in MiB.")
-@click.option("--visibility", type=click.Choice(VISIBILITIES), help="Who sees the image; by default shared: its owner and its members.")
-@click.option("--public", is_flag=True, help="The same as --visibility public.")
-@click.option("--private", is_flag=True, help="The same as --visibility private.")
-@click.option("--community", is_flag=True, help="The same as --visibility community.")
-@click.option("--shared", is_flag=True, help="The same as --visibility shared.")
+@click.option("--min-disk", type=_NUMBER, default=0, metavar="GIB", help="The smallest disk that the image boots from, in GiB.")
+@click.option("--min-ram", type=_NUMBER, default=0, metavar="MIB", help="The least memory that the image boots with, in MiB.")
+@visibility_options("Who sees the image; by default shared: its owner and its members.")
 @click.option("--protected/--unprotected", default=False, help="Whether the image is protected from being deleted.")
-@click.option("--owner", metavar="PROJECT", help="The project that owns the image.")
+@click.option("--owner", metavar="PROJECT", help="The project that owns the image; by default yours.")
 @click.option("--os-hidden", is_flag=True, help="Leave the image out of lists; it still opens by its id.")
 @output_options
 @pass_invocation
@@ -58,10 +51,14 @@ def image_create(invocation: Invocation, /, shape: Shape, name: str, source: Pat
     """Store FILE as a new image NAME of the configured store.
 
     The file is inspected first: an image that names other files, that is not what --disk-format says, or that qemu-img finds
-    unsound is refused.
+    unsound is refused. So is what the mount's rules would not let you create.
     """
     record = new_record(name, wanted)
-    check_columns(shape, [*CORE, *record.properties])
+    rights = rights_of_process(invocation.config)
+    if record.owner is None:
+        record = msgspec.structs.replace(record, owner=rights.identity.project_id)
+    rights.check_create(record)
+    check_columns(shape, [*CORE, *rights.access.readable(rights.identity, record)])
     store = open_configured(invocation.config.store)
     store.check()
     with _opened(source) as (file, size):
@@ -76,65 +73,32 @@ def image_create(invocation: Invocation, /, shape: Shape, name: str, source: Pat
     refresh_mounts()
     if inspection.unreadable:
         print_line(f"note: the new image cannot be read in raw/: {inspection.unreadable}")
-    print_object(as_fields(shown(stored.record)), shape, f"image {name}", CORE)
+    readable = rights.access.readable(rights.identity, stored.record)
+    print_object(as_fields(shown(stored.record, readable)), shape, f"image {name}", CORE)
 
 
 def new_record(name: str, wanted: dict[str, Any]) -> ImageRecord:
     """Return the record that the options ask for, without what only the file can tell. Raises InvalidInput, click.UsageError."""
-    chosen = {flag for flag in VISIBILITIES if wanted[flag]} | ({wanted["visibility"]} - {None})
-    if len(chosen) > 1:
-        raise click.UsageError(f"an image cannot be {' and '.join(sorted(chosen))} at once", click.get_current_context(silent=True))
+    visibility = chosen_visibility(wanted)
     image_id = parse_image_id(wanted["image_id"]) if wanted["image_id"] is not None else str(uuid.uuid4())
-    tags = tuple(dict.fromkeys(_text(tag, "a tag") for tag in wanted["tags"]))
-    if len(tags) > TAG_LIMIT:
-        raise InvalidInput(f"image create {name}: {len(tags)} tags are more than {TAG_LIMIT}")
+    tags, properties = parse_tags(wanted["tags"]), parse_properties(wanted["properties"])
+    check_tag_quota(tags, f"image create {name}")
+    check_property_quota(properties, f"image create {name}")
     return ImageRecord(
         id=image_id,
         created_at="",  # the store knows the time
         updated_at="",
-        name=_text(name, "an image's name"),
-        visibility=next(iter(chosen), "shared"),
-        owner=None if wanted["owner"] is None else _text(wanted["owner"], "a project"),
+        name=check_text(name, "an image's name"),
+        visibility=visibility or "shared",
+        owner=None if wanted["owner"] is None else check_text(wanted["owner"], "a project"),
         container_format=wanted["container_format"],
         min_disk=wanted["min_disk"],
         min_ram=wanted["min_ram"],
         protected=wanted["protected"],
         os_hidden=wanted["os_hidden"],
         tags=tags,
-        properties=parse_properties(wanted["properties"]),
+        properties=properties,
     )
-
-
-def parse_properties(assignments: Iterable[str]) -> dict[str, str]:
-    """Return the properties of KEY=VALUE texts; the last one of a key counts. Raises InvalidInput."""
-    properties: dict[str, str] = {}
-    for assignment in assignments:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise InvalidInput(f"--property '{assignment}': write KEY=VALUE")
-        if key in RESERVED or key.startswith(RESERVED_PREFIXES):
-            raise InvalidInput(f"--property '{assignment}': '{key}' cannot be a property: Glance or imagefs gives it a meaning of its own")
-        if not _is_utf8(value):
-            raise InvalidInput(f"--property '{key}': the value is not UTF-8")
-        properties[_text(key, "a property's name")] = value
-    if len(properties) > PROPERTY_LIMIT:
-        raise InvalidInput(f"{len(properties)} properties are more than {PROPERTY_LIMIT}")
-    return properties
-
-
-def _text(text: str, what: str) -> str:
-    if not text or len(text) > TEXT_LIMIT or not _is_utf8(text):
-        raise InvalidInput(f"'{text[:40]}' cannot be {what}: it has 1 to {TEXT_LIMIT} characters of UTF-8")
-    return text
-
-
-def _is_utf8(text: str) -> bool:
-    """Tell whether an argument of the command line was UTF-8: bytes that are not become surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

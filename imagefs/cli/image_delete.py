@@ -5,8 +5,9 @@ import click
 from imagefs.cli.errors import report
 from imagefs.cli.invocation import Invocation, pass_invocation
 from imagefs.cli.mountpoint import refresh_mounts
+from imagefs.cli.rights import rights_of_process
 from imagefs.cli.stored_image import find_stored
-from imagefs.errors import ImagefsError, NotPermitted
+from imagefs.errors import ImagefsError
 from imagefs.store.configured import open_configured
 
 
@@ -15,18 +16,18 @@ from imagefs.store.configured import open_configured
 @pass_invocation
 @click.pass_context
 def image_delete(context: click.Context, invocation: Invocation, images: tuple[str, ...]) -> None:
-    """Delete each IMAGE, an id or a name, from the configured store.
+    """Delete each IMAGE, an id or a name, from the configured store, as far as you may.
 
     A protected image is not deleted. Instances made from a deleted image lose what they have not yet read of it.
     """
+    rights = rights_of_process(invocation.config)
     store = open_configured(invocation.config.store)
     store.check()
     failed = False
     for wanted in images:
         try:
-            record = find_stored(store, wanted)
-            if record.protected:
-                raise NotPermitted(f"image delete {wanted}: the image is protected: unset protected first")
+            record = find_stored(store, wanted, rights)
+            rights.check_delete(record, f"image delete {wanted}")
             store.delete(record.id)
         except ImagefsError as error:
             report(error)

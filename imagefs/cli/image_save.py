@@ -13,6 +13,7 @@ import click
 
 from imagefs.cli.invocation import PATH, Invocation, pass_invocation
 from imagefs.cli.progress import transfer
+from imagefs.cli.rights import rights_of_process
 from imagefs.cli.stored_image import find_stored
 from imagefs.errors import ImageRefused, InvalidInput, NoSpace, NotFound
 from imagefs.fetch.backoff import RetryPolicy
@@ -31,16 +32,18 @@ _ZERO_UNIT: Final = bytes(UNIT)
 @click.option("--file", "target", required=True, metavar="FILE", type=PATH, help="The file to write; one that is there is replaced.")
 @pass_invocation
 def image_save(invocation: Invocation, image: str, target: Path) -> None:
-    """Copy the bytes of IMAGE, an id or a name, from the configured store to FILE.
+    """Copy the bytes of IMAGE, an id or a name, from the configured store to FILE, if you may download it.
 
     The bytes are those that were stored: a qcow2 stays a qcow2. They are verified on the way where the store has digests, and
     FILE appears when it is complete.
     """
     with _explained(target):
         _check_target(target)
+    rights = rights_of_process(invocation.config)
     store = open_configured(invocation.config.store)
     store.check()
-    record = find_stored(store, image)
+    record = find_stored(store, image, rights)
+    rights.access.check_download(rights.identity, record)
     if record.status not in ("active", "deactivated"):
         raise ImageRefused(f"image save {image}: its status is {record.status}: it has no bytes yet")
     source = open_object(store, record)

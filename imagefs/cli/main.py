@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -16,11 +16,16 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
     "imagefs": {"mount": "mount:mount", "umount": "umount:umount", "status": "status:status"},
     "image": {
         "create": "image_create:image_create",
-        "list": "image:image_list",
-        "show": "image:image_show",
+        "list": "image_list:image_list",
+        "show": "image_show:image_show",
+        "set": "image_set:image_set",
+        "unset": "image_set:image_unset",
         "save": "image_save:image_save",
         "delete": "image_delete:image_delete",
     },
+    "image add": {"project": "image_members:image_add_project"},
+    "image remove": {"project": "image_members:image_remove_project"},
+    "image member": {"list": "image_members:image_member_list"},
     "instance": {
         "create": "instance:instance_create",
         "list": "instance:instance_list",
@@ -30,19 +35,24 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "flavor": {"list": "flavor:flavor_list", "show": "flavor:flavor_show"},
 }
-"""By group, the commands and the function of each, in a module of this package."""
+"""By the words that lead to a group, its commands and the function of each, in a module of this package."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are named: listing instances need not wait for the store's client."""
 
+    def __init__(self, name: str, words: str | None = None, **settings: Any) -> None:  # noqa: ANN401 -- click's own
+        """`words` lead to the group in COMMANDS; by default they are its name."""
+        super().__init__(name, **settings)
+        self._table = COMMANDS[words or name]
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, in the order of the table."""
-        return [*COMMANDS[self.name or ""], *super().list_commands(ctx)]
+        return [*self._table, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, importing its module."""
-        where = COMMANDS[self.name or ""].get(cmd_name)
+        where = self._table.get(cmd_name)
         if where is None:
             return super().get_command(ctx, cmd_name)
         module, _, function = where.partition(":")
@@ -58,14 +68,29 @@ class LazyGroup(click.Group):
 def imagefs(context: click.Context, config_path: Path | None, mountpoint: Path | None) -> None:
     """Virtual machine images and instances' disks as a filesystem.
 
-    Commands about instances, flavors and lists of images work on a mount; image create, save and delete work on the configured store.
+    Commands work on a mount, but image create, save and delete, which work on the configured store.
     """
     context.obj = Invocation(config_path, mountpoint.absolute() if mountpoint is not None else None)
 
 
-@imagefs.group("image", cls=LazyGroup, short_help="Images: create, list, show, save, delete.")
+@imagefs.group("image", cls=LazyGroup, short_help="Images: create, list, show, set, share, save, delete.")
 def image_group() -> None:
     """Work with images."""
+
+
+@image_group.group("add", cls=LazyGroup, words="image add", short_help="Share an image.")
+def image_add_group() -> None:
+    """Share images with projects."""
+
+
+@image_group.group("remove", cls=LazyGroup, words="image remove", short_help="End the share of an image.")
+def image_remove_group() -> None:
+    """End shares of images with projects."""
+
+
+@image_group.group("member", cls=LazyGroup, words="image member", short_help="Look at an image's shares.")
+def image_member_group() -> None:
+    """Look at the projects that images are shared with."""
 
 
 @imagefs.group("instance", cls=LazyGroup, short_help="Instances: create, list, show, delete, qemu.")

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from imagefs.cli.invocation import Invocation
-from imagefs.errors import AlreadyExists, Busy, Denied, ImagefsError, InvalidInput, MountFailed, NotFound
+from imagefs.errors import AlreadyExists, Busy, Denied, ImagefsError, InvalidInput, MountFailed, NoAttribute, NotFound, QuotaExceeded, ReadOnly
 
 MOUNT_TABLE: Final = Path("/proc/self/mounts")
 FILESYSTEM_TYPE: Final = b"fuse.imagefs"
 REASON: Final = "user.imagefs.error"
 _OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
-_KINDS: Final = {errno.EEXIST: AlreadyExists, errno.ENOENT: NotFound, errno.EBUSY: Busy, errno.EACCES: Denied, errno.EPERM: Denied}
+_KINDS: Final = {
+    errno.EEXIST: AlreadyExists, errno.ENOENT: NotFound, errno.EBUSY: Busy, errno.EACCES: Denied, errno.EPERM: Denied, errno.EINVAL: InvalidInput,
+    errno.EDQUOT: QuotaExceeded, errno.ENODATA: NoAttribute, errno.EROFS: ReadOnly,
+}  # fmt: skip
 
 
 def parse_mounts(table: bytes) -> list[Path]:

@@ -9,7 +9,6 @@ import ipaddress
 import os
 import pwd
 import re
-import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,8 @@ from imagefs.units import MIB, parse_size
 
 SIZE_LIMIT: Final = 2**62
 """Bytes; no file system goes beyond."""
-_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+ID_LIMIT: Final = 2**32 - 2
+"""The largest uid or gid: the one above it says "none" to the kernel."""
 _MODE_TEXT: Final = re.compile(r"0?[0-3]?[0-7]{3}")
 _MODE_NUMBER: Final = re.compile(r"[0-3]?7[0-7]{2}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)\s*%")
@@ -36,14 +36,14 @@ class FreeSpaceFloor:
 def read_text(value: object) -> str:
     """Return a text that is not empty and has no control characters."""
     if not isinstance(value, str) or not value or not value.isprintable():
-        raise InvalidInput(f"{_seen(value)} is not a text of printable characters in quotes")
+        raise InvalidInput(f"{seen(value)} is not a text of printable characters in quotes")
     return value
 
 
 def read_boolean(value: object) -> bool:
     """Return true or false."""
     if not isinstance(value, bool):
-        raise InvalidInput(f"{_seen(value)} is neither true nor false")
+        raise InvalidInput(f"{seen(value)} is neither true nor false")
     return value
 
 
@@ -52,7 +52,7 @@ def read_choice(*choices: str) -> Callable[[object], str]:
 
     def read(value: object) -> str:
         if value not in choices:
-            raise InvalidInput(f"{_seen(value)} is not one of {', '.join(choices)}")
+            raise InvalidInput(f"{seen(value)} is not one of {', '.join(choices)}")
         return str(value)
 
     return read
@@ -63,7 +63,7 @@ def read_number(smallest: int, largest: int) -> Callable[[object], int]:
 
     def read(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
-            raise InvalidInput(f"{_seen(value)} is not a whole number from {smallest} to {largest}")
+            raise InvalidInput(f"{seen(value)} is not a whole number from {smallest} to {largest}")
         return value
 
     return read
@@ -79,7 +79,7 @@ def read_size(*, zero: bool) -> Callable[[object], int]:
         if zero and size == 0:
             return 0
         if size < MIB:
-            raise InvalidInput(f"{_seen(value)} is too small: write 1MiB or more{', or 0 for none' if zero else ''}")
+            raise InvalidInput(f"{seen(value)} is too small: write 1MiB or more{', or 0 for none' if zero else ''}")
         return size
 
     return read
@@ -89,7 +89,7 @@ def read_floor(value: object) -> FreeSpaceFloor:
     """Return a share in percent ("5%"), or a size."""
     if isinstance(value, str) and (match := _PERCENT.fullmatch(value.strip())) is not None:
         if float(match[1]) >= 100:
-            raise InvalidInput(f"{_seen(value)} would leave nothing: write less than 100%")
+            raise InvalidInput(f"{seen(value)} would leave nothing: write less than 100%")
         return FreeSpaceFloor(fraction=float(match[1]) / 100)
     return FreeSpaceFloor(size=_size(value))
 
@@ -107,38 +107,44 @@ def read_path_text(value: object) -> str:
     return str(read_path(value))
 
 
-def read_endpoint(value: object) -> str:
-    """Return the URL of an S3 service: http or https, with a host. It never holds credentials."""
-    text = read_text(value)
-    try:
-        parts = urllib.parse.urlsplit(text)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, half an IPv6 address
-        sound = False
-    if not sound or "@" in parts.netloc:
-        raise InvalidInput(f"{_seen(text.rpartition('@')[2])} is no URL of a service: write https://HOST or http://HOST:PORT, and no credentials")
-    return text
+def read_file(value: object) -> Path | None:
+    """Return the path of a file; a relative one is for the caller to complete. None for an empty text: no file, as in Glance."""
+    return None if value == "" else Path(read_text(value))
 
 
-def read_url(value: object) -> str:
-    """Return a store's URL: file:///DIRECTORY, or s3://BUCKET or s3://BUCKET/PREFIX. It never holds credentials."""
-    text = read_text(value)
-    scheme, _, rest = text.partition("://")
-    if text.startswith("glance:"):
-        raise InvalidInput("Glance stores are not supported by this version of imagefs: use file:// or s3://")
-    if scheme == "file":
-        if not rest.startswith("/"):
-            raise InvalidInput(f"'{text}' has no absolute path: write file:///DIRECTORY, with three slashes")
-        return text
-    if scheme == "s3":
-        bucket = rest.partition("/")[0]
-        if "@" in bucket:
-            hidden = urllib.parse.quote(rest.partition("@")[2])
-            raise InvalidInput(f"'s3://...@{hidden}' has credentials in it: they come from the AWS configuration chain only")
-        if _BUCKET.fullmatch(bucket) is None:
-            raise InvalidInput(f"'{text}' has no bucket: write s3://BUCKET or s3://BUCKET/PREFIX")
-        return text
-    raise InvalidInput(f"'{text}' is not a store: write file:///DIRECTORY or s3://BUCKET/PREFIX")
+def read_list(value: object, read: Callable[[object], str]) -> tuple[str, ...]:
+    """Return a list's items as `read` gives them, each of them once, in order. All mistakes of its items are told at once."""
+    if not isinstance(value, list):
+        raise InvalidInput(f"{seen(value)} is not a list: put square brackets around it")
+    items: list[str] = []
+    mistakes: list[str] = []
+    for item in value:
+        try:
+            items.append(read(item))
+        except InvalidInput as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise InvalidInput("; ".join(mistakes))
+    return tuple(dict.fromkeys(items))
+
+
+def read_roles(value: object) -> tuple[str, ...]:
+    """Return a list of roles in lower case, as Glance's context has them, each of them once."""
+    return read_list(value, _read_role)
+
+
+def _read_role(value: object) -> str:
+    if value == "":  # what Glance makes of two commas side by side: rules may list it
+        return ""
+    role = read_text(value).strip().lower()
+    if not role or "," in role:  # no token could hold such a role: Glance gets them separated by commas and strips them
+        raise InvalidInput(f"{seen(value)} is not a role: write each as a text of its own, without commas")
+    return role
+
+
+def read_id(value: object) -> int:
+    """Return a uid or gid."""
+    return int(read_number(0, ID_LIMIT)(value))
 
 
 def read_address(value: object) -> str:
@@ -187,20 +193,21 @@ def read_mode(value: object) -> int:
         return int(value, 8)
     if isinstance(value, int) and not isinstance(value, bool) and _MODE_NUMBER.fullmatch(str(value)) is not None:
         return int(str(value), 8)
-    raise InvalidInput(f'{_seen(value)} is not a mode: write its octal digits in quotes, such as "0755" or "1777"')
+    raise InvalidInput(f'{seen(value)} is not a mode: write its octal digits in quotes, such as "0755" or "1777"')
 
 
 def _size(value: object) -> int:
     if not isinstance(value, str):
-        raise InvalidInput(f'{_seen(value)} is not a size: write a number and a unit in quotes, such as "50GiB"')
+        raise InvalidInput(f'{seen(value)} is not a size: write a number and a unit in quotes, such as "50GiB"')
     size = parse_size(value)
     if size > SIZE_LIMIT:
-        raise InvalidInput(f"{_seen(value)} is too large")
+        raise InvalidInput(f"{seen(value)} is too large")
     return size
 
 
-def _seen(value: object) -> str:
+def seen(value: object) -> str:
     """Return a value as it looks in TOML, cut if it is long."""
-    text = f"'{value}'" if isinstance(value, str) else "a table" if isinstance(value, dict) else str(value)
+    kinds: dict[type, str] = {str: f"'{value}'", dict: "a table", list: "a list"}
+    text = kinds.get(type(value), str(value))
     text = text.lower() if isinstance(value, bool) else text
     return text if len(text) <= 80 else f"{text[:76]}...'"

@@ -4,14 +4,19 @@ import json
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from imagefs import __version__
 from imagefs.errors import NotFound, NotPermitted
+from imagefs.files.images import listing_inode
+from imagefs.files.listing import Listing
 from imagefs.files.node import PUBLIC_TIMEOUT, ROOT_INODE, Attributes, Node, OpenMode, check_read_only, directory_attributes
 from imagefs.flavors import Flavor
-from imagefs.identity import Caller
+from imagefs.identity.caller import Caller
+from imagefs.properties.change import Mode
+from imagefs.sight import Sights
 
 _STARTED_NS: Final = time.time_ns()
 
@@ -27,6 +32,11 @@ class FixedDirectory(Node):
         self._children = dict(children)
         self._owner = (uid, gid)
 
+    @property
+    def fixed(self) -> Iterable[Node]:
+        """The children that are the same for every caller."""
+        return self._children.values()
+
     def attributes(self) -> Attributes:
         """As Node says."""
         return directory_attributes(self.inode, 0o555, *self._owner, _STARTED_NS, name_timeout=PUBLIC_TIMEOUT)
@@ -38,7 +48,7 @@ class FixedDirectory(Node):
         except KeyError:
             raise NotFound(f"there is no '{name}' in {self!r}") from None
 
-    def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
         """As Node says."""
         return list(self._children.items())
 
@@ -48,20 +58,25 @@ class RootDirectory(FixedDirectory):
 
     kind = "root"
 
-    def __init__(self, children: Mapping[str, Node], uid: int, gid: int, refresh: Callable[[], Awaitable[None]]) -> None:
-        """`refresh` looks at the store again."""
+    def __init__(
+        self, children: Mapping[str, Node], uid: int, gid: int, refresh: Callable[[], Awaitable[None]], is_admin: Callable[[Caller], bool]
+    ) -> None:
+        """`refresh` looks at the store again, for callers of whom `is_admin` is true: a store with many images has work to do then."""
         super().__init__("", children, uid, gid)
         self.inode = ROOT_INODE
         self._refresh = refresh
+        self._is_admin = is_admin
 
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
         """As Node says."""
         return {"user.imagefs.version": __version__.encode(), "user.imagefs.pid": str(os.getpid()).encode()}
 
-    async def set_xattr(self, caller: Caller, name: str, value: bytes) -> None:
+    async def set_xattr(self, caller: Caller, name: str, value: bytes, mode: Mode) -> None:
         """Reread the catalog before returning, for user.imagefs.refresh."""
         if name != "user.imagefs.refresh":
-            raise NotPermitted(f"attribute {name} of the mount cannot be set")
+            raise NotPermitted(f"attribute {name!r} of the mount cannot be set")
+        if not self._is_admin(caller):
+            raise NotPermitted(f"uid {caller.uid} is no admin: the catalog is reread by itself")
         await self._refresh()
 
 
@@ -97,7 +112,7 @@ class LiveText(Node):
     kind = "live"
 
     def __init__(self, key: str, produce: Callable[[], bytes], uid: int, gid: int) -> None:
-        """`produce` returns the text; it must not wait."""
+        """`produce` returns the text; it must not wait. Only the owner and the group read it: it counts what others must not know of."""
         super().__init__(key)
         self._produce = produce
         self._body = b""
@@ -106,11 +121,12 @@ class LiveText(Node):
     def attributes(self) -> Attributes:
         """As Node says; the size is 0, as in /proc."""
         now = time.time_ns()
-        return Attributes(self.inode, stat.S_IFREG | 0o444, *self._owner, 0, 0, now, now)
+        return Attributes(self.inode, stat.S_IFREG | 0o440, *self._owner, 0, 0, now, now)
 
     async def open(self, caller: Caller, flags: int) -> OpenMode:
         """As Node says."""
         check_read_only(self, flags)
+        self.check(caller, os.R_OK)
         return OpenMode(uncached=True)
 
     def read_nowait(self, offset: int, length: int) -> bytes:
@@ -126,10 +142,37 @@ def flavors_directory(flavors: Mapping[str, Flavor], uid: int, gid: int) -> Fixe
     return FixedDirectory("flavors", files, uid, gid)
 
 
-def status_directory(metrics: Callable[[], bytes], uid: int, gid: int) -> FixedDirectory:
-    """Return .imagefs/: the version, and the statistics in Prometheus' text form."""
-    files: dict[str, Node] = {
-        "version": TextFile(".imagefs/version", __version__ + "\n", uid, gid),
-        "stats": LiveText(".imagefs/stats", metrics, uid, gid),
-    }
-    return FixedDirectory(".imagefs", files, uid, gid)
+class StatusDirectory(FixedDirectory):
+    """.imagefs/: the version, the statistics in Prometheus' text form, and the list of the images that the caller sees."""
+
+    IMAGES: Final = "images"
+
+    def __init__(self, metrics: Callable[[], bytes], sights: Sights, uid: int, gid: int) -> None:
+        """`metrics` returns the statistics' text."""
+        files: dict[str, Node] = {
+            "version": TextFile(".imagefs/version", __version__ + "\n", uid, gid),
+            "stats": LiveText(".imagefs/stats", metrics, uid, gid),
+        }
+        super().__init__(".imagefs", files, uid, gid)
+        self._sights = sights
+        self._lists: weakref.WeakValueDictionary[str, Listing] = weakref.WeakValueDictionary()
+
+    async def lookup(self, caller: Caller, name: str) -> Node:
+        """As Node says."""
+        return self._list(caller) if name == self.IMAGES else await super().lookup(caller, name)
+
+    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+        """As Node says."""
+        return [*self._children.items(), (self.IMAGES, self._list(caller))]
+
+    def listing_inode(self, caller: Caller) -> int:
+        """As Node says."""
+        return listing_inode(self, self._sights.of(caller).identity)
+
+    def _list(self, caller: Caller) -> Listing:
+        identity = self._sights.of(caller).identity
+        name = f"{listing_inode(self, identity)}\0{self._sights.generation}"
+        found = self._lists.get(name)
+        if found is None:
+            found = self._lists[name] = Listing(identity, name, self._sights, self._owner)
+        return found

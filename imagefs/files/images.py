@@ -1,24 +1,30 @@
-"""This module is images/, raw/ and names/: what the store has, read-only, with properties as extended attributes."""
+"""This module is images/ and raw/: what the store has, read-only, with properties as extended attributes, for those who may see it."""
 
 import calendar
+import contextlib
 import functools
 import os
 import stat
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
 from imagefs.catalog import Catalog, CatalogImage
-from imagefs.errors import ImagefsError, NotFound
-from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Node, OpenMode, check_read_only, directory_attributes
-from imagefs.identity import Caller
+from imagefs.errors import Denied, ImagefsError, NotPermitted, Unsupported
+from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Failures, Node, OpenMode, check_read_only, directory_attributes, inode_of
+from imagefs.identity.caller import Caller
+from imagefs.identity.map import Identity
 from imagefs.library import Library
-from imagefs.properties.view import XattrView, as_xattrs
+from imagefs.properties.change import Mode, remove_attribute, set_attribute
+from imagefs.sight import Sight, Sights
 from imagefs.source import Source
-from imagefs.store.record import is_image_id
+from imagefs.store.record import ImageRecord
 
 CACHED: Final = "user.imagefs.cached"
+_CACHED_NAME: Final = CACHED.encode()
+MEMBER: Final = "user.imagefs.member."
+ERROR: Final = "user.imagefs.error"
 
 
 class ImageFile(Node):
@@ -26,16 +32,17 @@ class ImageFile(Node):
 
     shows_disk: ClassVar[bool] = False
 
-    def __init__(self, image: CatalogImage, catalog: Catalog, library: Library, uid: int, gid: int) -> None:
-        """Take the image as the catalog has it now; its attributes follow the catalog, its bytes do not."""
+    def __init__(self, image: CatalogImage, catalog: Catalog, library: Library, sights: Sights, owner: tuple[int, int]) -> None:
+        """Take the image as the catalog has it now; its attributes follow the catalog, its bytes do not. `owner` is a uid and a gid."""
         super().__init__(image_key(image))
         self._image = image
         self._catalog = catalog
         self._library = library
-        self._owner = (uid, gid)
+        self._sights = sights
+        self._owner = owner
         self._opens = 0
         self._source: Source | None = None
-        self._view: tuple[CatalogImage, XattrView] | None = None
+        self._failures = Failures()
         self.error: str | None = None
 
     @property
@@ -59,19 +66,36 @@ class ImageFile(Node):
         return self._opens > 0
 
     def attributes(self) -> Attributes:
-        """As Node says."""
+        """As Node says. What not every caller sees, the kernel must ask for each time: it shares names and attributes among all."""
         image = self.image
         created, updated = _nanoseconds(image.record.created_at), _nanoseconds(image.record.updated_at)
-        shared = image.record.visibility == "public" and image.record.status == "active"
-        shown = Attributes(self.inode, stat.S_IFREG | 0o444, *self._owner, self.size, self.size, created, updated)
-        if shared:
-            shown.name_timeout = shown.attributes_timeout = PUBLIC_TIMEOUT
-        return shown
+        timeout = PUBLIC_TIMEOUT if image.record.status == "active" and self._sights.is_public(image) else 0.0
+        return Attributes(
+            self.inode,
+            stat.S_IFREG | 0o444,
+            *self._owner,
+            self.size,
+            self.size,
+            created,
+            updated,
+            name_timeout=timeout,
+            attributes_timeout=timeout,
+        )
+
+    def check(self, caller: Caller, wanted: int) -> None:
+        """As Node says: policies decide who reads. Raises NotFound where the caller must not know that there is an image."""
+        sight = self._sight(caller)
+        if wanted & os.R_OK:
+            sight.access.check_download(sight.identity, self.image.record)
+        if wanted & (os.W_OK | os.X_OK):
+            raise Denied(f"{self!r} is never written or run")
 
     async def open(self, caller: Caller, flags: int) -> OpenMode:
-        """As Node says. Raises StoreError, ImageRefused; the reason is then in user.imagefs.error."""
+        """As Node says. Raises NotFound, Denied, StoreError, ImageRefused; the reason is then in user.imagefs.error."""
+        self._sight(caller)
         check_read_only(self, flags)
-        self.check(caller, os.R_OK)
+        with self._noting(caller):
+            self.check(caller, os.R_OK)
         await self._open_source()
         self._opens += 1
         return OpenMode(keep_pages=True)
@@ -95,22 +119,81 @@ class ImageFile(Node):
             self.error = str(error)
             raise
 
+    # -- extended attributes --------------------------------------------------------------------
+
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
-        """As Node says."""
-        view = self._properties()
+        """As Node says: what the caller may read, and imagefs's own. Raises NotFound."""
         own = {CACHED: b""}  # listed; what it says is for `xattr` to find out
-        if view.omitted:
-            own["user.imagefs.omitted"] = str(view.omitted).encode()
-        if self.error is not None:
-            own["user.imagefs.error"] = self.error.encode()
-        return view.xattrs | own
+        if (error := self._failures.of(caller) or self.error) is not None:
+            own[ERROR] = error.encode("utf-8", "replace")
+        return self._sight(caller).xattrs(self.image).xattrs | own
+
+    def xattr_names(self, caller: Caller) -> Sequence[bytes]:
+        """As Node says. Raises NotFound."""
+        names = (*self._sight(caller).xattrs(self.image).names, _CACHED_NAME)
+        return names if (self._failures.of(caller) or self.error) is None else (*names, ERROR.encode())
 
     async def xattr(self, caller: Caller, name: str) -> bytes:
         """As Node says."""
+        image = self.image
+        found = self._sight(caller).xattrs(image).xattrs.get(name)
+        if found is not None:
+            return found
         if name == CACHED:
-            cached = await self._library.cached_bytes(self.image, self.size, of_disk=self.shows_disk)
+            cached = await self._library.cached_bytes(image, self.size, of_disk=self.shows_disk)
             return f"{cached}/{self.size}".encode()
+        if name.startswith(MEMBER):
+            sight = self._sight(caller)
+            member = sight.access.member(sight.identity, image.record, name.removeprefix(MEMBER))
+            if member is not None:
+                return member.status.encode()
         return await super().xattr(caller, name)
+
+    async def set_xattr(self, caller: Caller, name: str, value: bytes, mode: Mode) -> None:
+        """Write one attribute through to the store, by the rules for the caller. Raises as `properties.change` says, and StoreError."""
+        key = self._writable(caller, name)
+        await self._write(caller, lambda record, identity: set_attribute(record, key, value, mode, identity, self._sights.access))
+
+    async def remove_xattr(self, caller: Caller, name: str) -> None:
+        """Remove one attribute from the store, by the rules for the caller. Raises as `properties.change` says, and StoreError."""
+        key = self._writable(caller, name)
+        await self._write(caller, lambda record, identity: remove_attribute(record, key, identity, self._sights.access))
+
+    def _writable(self, caller: Caller, name: str) -> str:
+        self._sight(caller)
+        if not name.startswith("user."):
+            raise Unsupported(f"{self!r} has attributes of the kind user. only")
+        return name.removeprefix("user.")
+
+    async def _write(self, caller: Caller, change: Callable[[ImageRecord, Identity], ImageRecord]) -> None:
+        """Decide on the record as the store has it at that moment. What is refused anyhow does not get as far as the store."""
+        sight = self._sight(caller)
+        identity = sight.identity
+        with self._noting(caller):
+            try:
+                change(self.image.record, identity)
+            except NotPermitted:
+                raise
+            except ImagefsError:
+                pass  # it may be otherwise in the store by now
+            await self._catalog.update(self.image.record.id, lambda record: change(record, identity))
+        self._failures.clear(caller)
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    def _sight(self, caller: Caller) -> Sight:
+        """Return the caller's sight. Raises NotFound if it does not see this image."""
+        sight = self._sights.of(caller)
+        sight.check(self.image)
+        return sight
+
+    @contextlib.contextmanager
+    def _noting(self, caller: Caller) -> Iterator[None]:
+        try:
+            yield
+        except ImagefsError as error:
+            self._failures.note(caller, error)
+            raise
 
     async def _open_source(self) -> Source:
         try:
@@ -121,12 +204,6 @@ class ImageFile(Node):
             raise
         self.error = None
         return source
-
-    def _properties(self) -> XattrView:
-        image = self.image
-        if self._view is None or self._view[0] is not image:
-            self._view = (image, as_xattrs(image.record))
-        return self._view[1]
 
 
 class StoredImageFile(ImageFile):
@@ -158,108 +235,66 @@ class DiskImageFile(ImageFile):
 
 
 class ImagesDirectory(Node):
-    """images/ or raw/: one file for each image of the catalog."""
+    """images/ or raw/: one file for each image of the catalog that the caller sees."""
 
     kind = "directory"
 
-    def __init__(self, key: str, file_class: type[ImageFile], catalog: Catalog, library: Library, uid: int, gid: int) -> None:
+    def __init__(self, key: str, file_class: type[ImageFile], catalog: Catalog, library: Library, sights: Sights, owner: tuple[int, int]) -> None:
         """`file_class` is what the files of this directory are."""
         super().__init__(key)
         self._file_class = file_class
         self._catalog = catalog
         self._library = library
-        self._owner = (uid, gid)
+        self._sights = sights
+        self._owner = owner
         # Nodes live as long as the kernel knows them: a hundred thousand images that nobody looks at take no memory here.
         self._files: weakref.WeakValueDictionary[str, ImageFile] = weakref.WeakValueDictionary()
-        self._changed_ns = time.time_ns()
+        self._made_ns = time.time_ns()
 
     def attributes(self) -> Attributes:
-        """As Node says."""
-        return directory_attributes(self.inode, 0o555, *self._owner, self._changed_ns, name_timeout=PUBLIC_TIMEOUT)
+        """As Node says. Its time never changes: it would tell of images that the caller does not see."""
+        return directory_attributes(self.inode, 0o555, *self._owner, self._made_ns, name_timeout=PUBLIC_TIMEOUT)
 
     async def lookup(self, caller: Caller, name: str) -> Node:
         """As Node says; an id that no look at the store has found yet is asked for."""
-        self.check(caller, os.X_OK)
-        image = self._catalog.snapshot.images.get(name)
-        if image is None:
-            if not is_image_id(name):
-                raise NotFound(f"there is no image {name}")
-            image = await self._catalog.find(name)
-        return self.file(image)
+        return self.file(await self._sights.of(caller).find(name))
 
-    def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
-        """As Node says; hidden images are left out."""
-        self.check(caller, os.R_OK)
-        return [(image_id, self.file(image)) for image_id, image in self._catalog.snapshot.images.items() if not image.record.os_hidden]
+    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+        """As Node says: the default listing of Glance. Raises Denied without the policy get_images."""
+        return await self.children_of(self._sights.of(caller))
+
+    async def children_of(self, sight: Sight) -> Sequence[tuple[str, Node]]:
+        """Return the children that an identity sees."""
+        check_may_list(sight)
+        return [(image.record.id, self.file(image)) for image in await sight.listed()]
+
+    def listing_inode(self, caller: Caller) -> int:
+        """As Node says."""
+        return listing_inode(self, self._sights.of(caller).identity)
 
     def file(self, image: CatalogImage) -> ImageFile:
         """Return the node of an image at its present version; always the same one."""
         key = image_key(image)
         found = self._files.get(key)
         if found is None:
-            found = self._files[key] = self._file_class(image, self._catalog, self._library, *self._owner)
+            found = self._files[key] = self._file_class(image, self._catalog, self._library, self._sights, self._owner)
         return found
 
     def forget(self, image: CatalogImage) -> ImageFile | None:
         """Drop the node of an image that is gone, and return it."""
-        self._changed_ns = time.time_ns()
         return self._files.pop(image_key(image), None)
 
 
-class NameLink(Node):
-    """names/<name>: a symbolic link to the image."""
-
-    kind = "names"
-
-    def __init__(self, name: str, image_id: str, uid: int, gid: int) -> None:
-        """Take the file name and the image that it means now."""
-        super().__init__(f"{name}\0{image_id}")
-        self._target = f"../images/{image_id}"
-        self._owner = (uid, gid)
-        self._made_ns = time.time_ns()
-
-    def attributes(self) -> Attributes:
-        """As Node says."""
-        return Attributes(self.inode, stat.S_IFLNK | 0o777, *self._owner, len(self._target), 0, self._made_ns, self._made_ns)
-
-    def target(self) -> str:
-        """As Node says."""
-        return self._target
+def check_may_list(sight: Sight) -> None:
+    """Raise Denied unless the identity may list images: the policy get_images."""
+    if not sight.access.may_list(sight.identity):
+        raise Denied("the policy get_images does not let this caller list images")
 
 
-class NamesDirectory(Node):
-    """names/: image names as the catalog makes them fit for files."""
-
-    kind = "directory"
-
-    def __init__(self, catalog: Catalog, uid: int, gid: int) -> None:
-        """Take the catalog and the owner of the links."""
-        super().__init__("names")
-        self._catalog = catalog
-        self._owner = (uid, gid)
-        self._made_ns = time.time_ns()
-
-    def attributes(self) -> Attributes:
-        """As Node says."""
-        return directory_attributes(self.inode, 0o555, *self._owner, self._made_ns, name_timeout=PUBLIC_TIMEOUT)
-
-    async def lookup(self, caller: Caller, name: str) -> Node:
-        """As Node says."""
-        self.check(caller, os.X_OK)
-        image_id = self._catalog.snapshot.names.get(name)
-        if image_id is None:
-            raise NotFound(f"no image is named '{name}'")
-        return NameLink(name, image_id, *self._owner)
-
-    def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
-        """As Node says; names of hidden images are left out."""
-        self.check(caller, os.R_OK)
-        snapshot = self._catalog.snapshot
-        return [
-            (name, NameLink(name, image_id, *self._owner))
-            for name, image_id in snapshot.names.items()
-            if not snapshot.images[image_id].record.os_hidden
-        ]
+def listing_inode(directory: Node, identity: Identity) -> int:
+    """Return what names the list of a directory that an identity sees; it outlives the daemon."""
+    roles = "\0".join(sorted(identity.roles))
+    return inode_of("listing", f"{directory.inode}\0{identity.project_id}\0{identity.user_id}\0{roles}")
 
 
 def image_key(image: CatalogImage) -> str:

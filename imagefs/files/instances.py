@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from imagefs.errors import AlreadyExists, ImagefsError, ImageRefused, InvalidInput, NoAttribute, NotFound, NotPermitted
-from imagefs.files.node import Attributes, Changes, Node, OpenMode, directory_attributes
-from imagefs.identity import Caller
+from imagefs.files.node import Attributes, Changes, Failures, Node, OpenMode, directory_attributes
+from imagefs.identity.caller import Caller
 from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import check_name
 from imagefs.instances.registry import Instances
+from imagefs.properties.change import Mode
+from imagefs.sight import Sights
 
 CHOICE_LIMIT: Final = 4096
 """Bytes of what user.flavor and user.image are set to; an image's name has at most 255 characters. What is refused is told in
@@ -98,7 +100,7 @@ class DiskFile(Node):
         """As Node says: root's trusted.* attributes, to root."""
         return self.disk.record.xattrs if caller.uid == 0 else {}
 
-    async def set_xattr(self, caller: Caller, name: str, value: bytes) -> None:
+    async def set_xattr(self, caller: Caller, name: str, value: bytes, mode: Mode) -> None:
         """Keep one of root's trusted.* attributes."""
         if not name.startswith("trusted.") or caller.uid != 0:
             raise NotPermitted(f"attribute {name} of {self!r} cannot be set")
@@ -118,11 +120,12 @@ class InstanceDirectory(Node):
     kind = "instance"
     read_only = False
 
-    def __init__(self, instance: Instance, instances: Instances) -> None:
-        """Take the instance, and the registry that its changes go through."""
+    def __init__(self, instance: Instance, instances: Instances, sights: Sights) -> None:
+        """Take the instance, the registry that its changes go through, and who may see which images."""
         super().__init__(instance.record.uuid)
         self.instance = instance
         self._instances = instances
+        self._sights = sights
         self._disks: dict[str, DiskFile] = {}
 
     def attributes(self) -> Attributes:
@@ -141,7 +144,7 @@ class InstanceDirectory(Node):
             raise NotFound(f"instance '{self.instance.record.name}' has no '{name}'")
         return self.disk(name)
 
-    def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
         """As Node says."""
         self.check(caller, os.R_OK)
         return [(name, self.disk(name)) for name in self.instance.disks]
@@ -188,18 +191,21 @@ class InstanceDirectory(Node):
         }
         return {name: value.encode() for name, value in shown.items() if value is not None}
 
-    async def set_xattr(self, caller: Caller, name: str, value: bytes) -> None:
-        """Set user.flavor or user.image (an id or a name). Raises InvalidInput with the reason, Busy once there are disks."""
+    async def set_xattr(self, caller: Caller, name: str, value: bytes, mode: Mode) -> None:
+        """Set user.flavor or user.image (an id or a name).
+
+        Raises InvalidInput with the reason, Denied for an image that the caller may not download, Busy once there are disks.
+        """
         self.check(caller, os.W_OK)
         try:
-            await self._choose(name, value)
+            await self._choose(caller, name, value)
         except ImagefsError as error:
             self.instance.error = str(error)
             if isinstance(error, NotFound | ImageRefused):
                 raise InvalidInput(str(error)) from error
             raise
 
-    async def _choose(self, name: str, value: bytes) -> None:
+    async def _choose(self, caller: Caller, name: str, value: bytes) -> None:
         if name not in {"user.flavor", "user.image"}:
             raise NotPermitted(f"attribute {name!r} of an instance cannot be set")
         if len(value) > CHOICE_LIMIT:
@@ -211,7 +217,11 @@ class InstanceDirectory(Node):
         if name == "user.flavor":
             await self._instances.set_flavor(self.instance, text)
         else:
-            await self._instances.set_image(self.instance, text)
+            self._instances.check_new(self.instance, "image")
+            sight = self._sights.of(caller)
+            image = await sight.resolve(text)
+            sight.access.check_download(sight.identity, image.record)
+            await self._instances.set_image(self.instance, image)
 
     async def remove_xattr(self, caller: Caller, name: str) -> None:
         """Refuse."""
@@ -226,14 +236,15 @@ class InstancesDirectory(Node):
     kind = "directory"
     read_only = False
 
-    def __init__(self, instances: Instances, uid: int, gid: int, mode: int) -> None:
-        """Take the registry, and the directory's owner, group and permission bits."""
+    def __init__(self, instances: Instances, sights: Sights, uid: int, gid: int, mode: int) -> None:
+        """Take the registry, who may see which images, and the directory's owner, group and permission bits."""
         super().__init__("instances")
         self._instances = instances
+        self._sights = sights
         self._owner = (uid, gid)
         self._mode = mode
         self._nodes: dict[str, InstanceDirectory] = {}
-        self._error: str | None = None
+        self._failures = Failures()
         self._changed_ns = time.time_ns()
 
     def attributes(self) -> Attributes:
@@ -245,7 +256,7 @@ class InstancesDirectory(Node):
         self.check(caller, os.X_OK)
         return self.node(self._instances.get(name))
 
-    def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
         """As Node says."""
         self.check(caller, os.R_OK)
         return [(name, self.node(instance)) for name, instance in self._instances.by_name.items()]
@@ -254,7 +265,7 @@ class InstancesDirectory(Node):
         """Return the node of an instance; always the same one."""
         found = self._nodes.get(instance.record.uuid)
         if found is None:
-            found = self._nodes[instance.record.uuid] = InstanceDirectory(instance, self._instances)
+            found = self._nodes[instance.record.uuid] = InstanceDirectory(instance, self._instances, self._sights)
         return found
 
     async def make_directory(self, caller: Caller, name: str, mode: int) -> Node:
@@ -266,9 +277,9 @@ class InstancesDirectory(Node):
             self.check(caller, os.W_OK | os.X_OK)
             instance = await self._instances.create(name, caller, 0o700)
         except ImagefsError as error:
-            self._error = str(error)
+            self._failures.note(caller, error)
             raise
-        self._error = None
+        self._failures.clear(caller)
         self._changed_ns = time.time_ns()
         return self.node(instance)
 
@@ -296,8 +307,9 @@ class InstancesDirectory(Node):
         self._changed_ns = time.time_ns()
 
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
-        """As Node says: why the last mkdir failed."""
-        return {} if self._error is None else {"user.imagefs.error": self._error.encode()}
+        """As Node says: why the caller's last mkdir failed."""
+        error = self._failures.of(caller)
+        return {} if error is None else {"user.imagefs.error": error.encode("utf-8", "replace")}
 
 
 def disk_key(disk: Disk) -> str:
@@ -318,6 +330,6 @@ def check_change(caller: Caller, changes: Changes, uid: int, gid: int, what: str
     if caller.uid == 0:
         return
     new_owner = changes.uid not in (None, uid)
-    foreign_group = changes.gid not in (None, gid) and changes.gid not in caller.groups()
+    foreign_group = changes.gid not in (None, gid) and changes.gid not in caller.groups
     if caller.uid != uid or new_owner or foreign_group:
         raise NotPermitted(f"uid {caller.uid} may not change the owner or mode of {what}")

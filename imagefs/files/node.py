@@ -12,15 +12,20 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 from imagefs.errors import Denied, NoAttribute, NotFound, NotPermitted, ReadOnly, Unsupported
-from imagefs.identity import Caller, mode_allows
+from imagefs.identity.caller import Caller, mode_allows
+from imagefs.properties.change import Mode
 
 ROOT_INODE: Final = 1
 PUBLIC_TIMEOUT: Final = 300.0
 """Seconds for which the kernel may keep names and attributes that are the same for every caller."""
 SHARED_ATTRIBUTES_TIMEOUT: Final = 1.0
-"""Seconds for which the kernel may keep attributes of a file whose name it may not keep. The way to them leads through the
+"""Seconds for which the kernel may keep attributes of a disk whose name it may not keep. The way to them leads through the
 name, which is looked up and checked each time; with 0 the kernel would ask for attributes before each read of an open disk,
 which halves its IOPS."""
+
+
+REASON_LIMIT: Final = 4096
+"""Characters of a reason in user.imagefs.error."""
 
 
 def inode_of(kind: str, key: str) -> int:
@@ -99,9 +104,13 @@ class Node:
         """Return the child of this name. Raises NotFound, Denied."""
         raise NotFound(f"{self!r} has no files in it")
 
-    def children(self, caller: Caller) -> "Sequence[tuple[str, Node]]":
+    async def children(self, caller: Caller) -> "Sequence[tuple[str, Node]]":
         """Return names and nodes of the children that the caller sees, in any order; checked when the directory is opened."""
         raise Unsupported(f"{self!r} is not a directory")
+
+    def listing_inode(self, caller: Caller) -> int:
+        """Return what names the list of children that the caller sees: callers who may see different ones have different numbers."""
+        return self.inode
 
     async def make_directory(self, caller: Caller, name: str, mode: int) -> "Node":
         """Make a directory in this one."""
@@ -121,7 +130,7 @@ class Node:
 
     # -- files ----------------------------------------------------------------------------------
 
-    def target(self) -> str:
+    async def target(self, caller: Caller) -> str:
         """Return where a symbolic link leads."""
         raise Unsupported(f"{self!r} is not a symbolic link")
 
@@ -161,6 +170,10 @@ class Node:
         """Return all extended attributes that the caller sees, by full name ("user.name")."""
         return {}
 
+    def xattr_names(self, caller: Caller) -> Sequence[bytes]:
+        """Return the full names of all extended attributes that the caller sees, as the kernel has them."""
+        return [os.fsencode(name) for name in self.xattrs(caller)]
+
     async def xattr(self, caller: Caller, name: str) -> bytes:
         """Return one extended attribute. Raises NoAttribute."""
         try:
@@ -168,14 +181,40 @@ class Node:
         except KeyError:
             raise NoAttribute(f"{self!r} has no attribute {name}") from None
 
-    async def set_xattr(self, caller: Caller, name: str, value: bytes) -> None:
-        """Set one extended attribute."""
+    async def set_xattr(self, caller: Caller, name: str, value: bytes, mode: Mode) -> None:
+        """Set one extended attribute; `mode` is what the flags of setxattr(2) say of one that is, or is not, there."""
         raise NotPermitted(f"attribute {name} of {self!r} cannot be set")
 
     async def remove_xattr(self, caller: Caller, name: str) -> None:
         """Remove one extended attribute. Raises NoAttribute if it is not there."""
         await self.xattr(caller, name)
         raise NotPermitted(f"attribute {name} of {self!r} cannot be removed")
+
+
+class Failures:
+    """Why the last operation on an object failed, for the caller it failed for, and nobody else but root: it may name what others must not see."""
+
+    LIMIT: Final = 64
+
+    def __init__(self) -> None:
+        self._reasons: dict[int, str] = {}
+
+    def note(self, caller: Caller, error: Exception) -> None:
+        """Keep the reason for this caller."""
+        self._reasons.pop(caller.uid, None)
+        if len(self._reasons) >= self.LIMIT:
+            del self._reasons[next(iter(self._reasons))]
+        self._reasons[caller.uid] = str(error)[:REASON_LIMIT]
+
+    def clear(self, caller: Caller) -> None:
+        """Forget this caller's: an operation of its has succeeded."""
+        self._reasons.pop(caller.uid, None)
+
+    def of(self, caller: Caller) -> str | None:
+        """Return this caller's reason; root's, if it has none of its own, is the newest of all."""
+        if caller.uid in self._reasons or caller.uid != 0 or not self._reasons:
+            return self._reasons.get(caller.uid)
+        return self._reasons[next(reversed(self._reasons))]
 
 
 def check_read_only(node: Node, flags: int) -> None:

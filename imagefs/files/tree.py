@@ -4,19 +4,21 @@ Inode numbers derive from ids, so a handle that an earlier daemon gave out still
 all nodes are gone through once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from imagefs.catalog import Catalog, CatalogImage, Snapshot
-from imagefs.errors import Denied, NotFound
-from imagefs.files.fixed import RootDirectory, flavors_directory, status_directory
-from imagefs.files.images import DiskImageFile, ImageFile, ImagesDirectory, NamesDirectory, StoredImageFile
+from imagefs.catalog import Catalog, Snapshot
+from imagefs.errors import NotFound
+from imagefs.files.fixed import RootDirectory, StatusDirectory, flavors_directory
+from imagefs.files.images import DiskImageFile, ImageFile, ImagesDirectory, StoredImageFile, listing_inode
 from imagefs.files.instances import InstancesDirectory
+from imagefs.files.names import NamesDirectory
 from imagefs.files.node import Node
 from imagefs.flavors import Flavor
-from imagefs.identity import Caller
+from imagefs.identity.caller import Caller
 from imagefs.instances.registry import Instances
 from imagefs.library import Library
+from imagefs.sight import Sights
 
 MISSING_LIMIT: Final = 4096
 """Inode numbers that are remembered to name nothing."""
@@ -25,13 +27,14 @@ Invalidate = Callable[[int, str], None]
 
 
 class Tree:
-    """All nodes of a mount that `uid` owns; only that user and root are let in."""
+    """All nodes of a mount that `owner` owns."""
 
     def __init__(
         self,
         catalog: Catalog,
         library: Library,
         instances: Instances,
+        sights: Sights,
         flavors: Mapping[str, Flavor],
         metrics: Callable[[], bytes],
         *,
@@ -39,15 +42,15 @@ class Tree:
         instances_owner: tuple[int, int, int],
     ) -> None:
         """`owner` is the mounting user's uid and gid, `instances_owner` the uid, gid and mode of instances/."""
-        self._owner = owner
-        self._images = ImagesDirectory("images", StoredImageFile, catalog, library, *owner)
-        self._raw = ImagesDirectory("raw", DiskImageFile, catalog, library, *owner)
-        self._names = NamesDirectory(catalog, *owner)
-        self._instances_directory = InstancesDirectory(instances, *instances_owner)
+        self._images = ImagesDirectory("images", StoredImageFile, catalog, library, sights, owner)
+        self._raw = ImagesDirectory("raw", DiskImageFile, catalog, library, sights, owner)
+        self._names = NamesDirectory(sights, owner)
+        self._instances_directory = InstancesDirectory(instances, sights, *instances_owner)
         self._flavors = flavors_directory(flavors, *owner)
-        self._status = status_directory(metrics, *owner)
+        self._status = StatusDirectory(metrics, sights, *owner)
         self._catalog = catalog
         self._instances = instances
+        self._sights = sights
         top: dict[str, Node] = {
             "images": self._images,
             "raw": self._raw,
@@ -56,18 +59,18 @@ class Tree:
             "instances": self._instances_directory,
             ".imagefs": self._status,
         }
-        self.root = RootDirectory(top, *owner, catalog.look)
+        self.root = RootDirectory(top, *owner, catalog.look, self._is_admin)
         self._always: dict[int, Node] = {node.inode: node for node in (self.root, *top.values())}
         self._nodes: dict[int, Node] = dict(self._always)
+        self._told: dict[int, int] = {}
         self._missing: set[int] = set()
         self._missing_as_of = (-1, -1)
         self.invalidate: Invalidate = lambda inode, name: None
         catalog.watchers.append(self._catalog_changed)
 
-    def admit(self, caller: Caller) -> None:
-        """Raise Denied unless the caller is root or the mounting user."""
-        if caller.uid not in (0, self._owner[0]):
-            raise Denied(f"uid {caller.uid} is neither root nor the user who mounted")
+    def _is_admin(self, caller: Caller) -> bool:
+        sight = self._sights.of(caller)
+        return sight.access.is_admin(sight.identity)
 
     def node(self, inode: int) -> Node:
         """Return the node with this inode number. Raises NotFound for one that is gone."""
@@ -76,20 +79,41 @@ class Tree:
             found = self._search(inode)
             if found is None:
                 raise NotFound(f"there is no inode {inode} any more")
-            self.know(found)
+            self._nodes[inode] = found
         return found
+
+    async def listing(self, number: int) -> Sequence[tuple[str, Node]]:
+        """Return the children that the list of this number has (see Node.listing_inode), for one that an earlier daemon gave out.
+
+        Who opened it was checked then, so what does not depend on the caller is listed as root sees it. Raises NotFound.
+        """
+        for directory in (self._images, self._raw, self._names):
+            for identity in self._sights.everyone():
+                if listing_inode(directory, identity) == number:
+                    return await directory.children_of(self._sights.sight(identity))
+        return await self.node(number).children(Caller(0, 0))
 
     def open_disks(self) -> list[str]:
         """Return the paths, below the mount point, of the disks that somebody has open."""
         return [f"instances/{name}/{disk}" for name, instance in self._instances.by_name.items() for disk in instance.busy()]
 
     def know(self, node: Node) -> Node:
-        """Remember a node that the kernel is told of, and return it."""
+        """Remember a node that the kernel is told of, once more, and return it."""
         self._nodes[node.inode] = node
+        self._told[node.inode] = self._told.get(node.inode, 0) + 1
         return node
 
-    def forget(self, inode: int) -> None:
-        """Forget a node that the kernel has forgotten. If it asks for it all the same, it is found again by `node`."""
+    def forget(self, inode: int, times: int) -> None:
+        """Forget a node that the kernel has forgotten as often as it was told of it.
+
+        The kernel may be told of a node again while it is forgetting it: then the count is not down to nothing. A node that it asks
+        for all the same, as after a restart of the daemon, is found again by `node` if it is one that lasts.
+        """
+        left = self._told.get(inode, 0) - times
+        if left > 0:
+            self._told[inode] = left
+            return
+        self._told.pop(inode, None)
         if inode not in self._always:
             self._nodes.pop(inode, None)
 
@@ -110,8 +134,8 @@ class Tree:
             directory = self._instances_directory.node(instance)
             yield directory
             yield from (directory.disk(name) for name in instance.disks)
-        for fixed in (self._flavors, self._status, self._names):
-            yield from (node for _, node in fixed.children(Caller(0, 0)))
+        for fixed in (self._flavors, self._status):
+            yield from fixed.fixed
         for image in self._catalog.snapshot.images.values():
             yield self._images.file(image)
             yield self._raw.file(image)
@@ -126,11 +150,15 @@ class Tree:
             for directory in (self._images, self._raw):
                 self.invalidate(directory.inode, image_id)
                 if gone:
-                    self._drop(directory.forget(image), image)
-        for name in old.names.keys() - new.names.keys():
-            self.invalidate(self._names.inode, name)
+                    self._drop(directory.forget(image))
 
-    def _drop(self, node: ImageFile | None, image: CatalogImage) -> None:
-        """Keep a node that is still open: its reads go on at the old version, or fail with a reason."""
+    def rules_changed(self) -> None:
+        """Make the kernel forget what it may have cached of any image: other callers may see it by now."""
+        for image_id in self._catalog.snapshot.images:
+            for directory in (self._images, self._raw):
+                self.invalidate(directory.inode, image_id)
+
+    def _drop(self, node: ImageFile | None) -> None:
+        """Let go of a node unless it is open: its reads go on at the old version, or fail with a reason."""
         if node is not None and not node.in_use:
-            self.forget(node.inode)
+            self._nodes.pop(node.inode, None)

@@ -32,6 +32,7 @@ ERRNO: Final[dict[type[errors.ImagefsError], int]] = {
     errors.NameTooLong: errno.ENAMETOOLONG,
     errors.Busy: errno.EBUSY,
     errors.NoSpace: errno.ENOSPC,
+    errors.QuotaExceeded: errno.EDQUOT,
     errors.NoAttribute: errno.ENODATA,
     errors.Unsupported: errno.EOPNOTSUPP,
     errors.ImageRefused: errno.EIO,

@@ -4,6 +4,7 @@ File handles are inode numbers and nothing is kept for them here, so that a rest
 """
 
 import bisect
+import contextvars
 import hashlib
 import os
 from collections.abc import Sequence
@@ -26,14 +27,18 @@ from pyfuse3 import (
 )
 
 from imagefs.counters import COUNTERS
-from imagefs.errors import Denied, NotFound, NotPermitted, ReadOnly
+from imagefs.errors import Denied, NotFound, NotPermitted, ReadOnly, Unsupported
 from imagefs.files.node import Attributes, Changes, Node
 from imagefs.files.tree import Tree
 from imagefs.fuse.errno import guarded
-from imagefs.identity import Caller
+from imagefs.identity.caller import Caller, Groups
+from imagefs.properties.change import Mode
 
 BLOCK_SIZE: Final = 1024 * 1024
 """st_blksize: what cp and cat read at once."""
+
+_ASKED: Final[contextvars.ContextVar[tuple[RequestContext | None, bool]]] = contextvars.ContextVar("asked", default=(None, False))
+"""The request that `getxattr` was called for last in this task, and whether it found the attribute."""
 
 
 class Operations(pyfuse3.Operations):
@@ -43,36 +48,38 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, tree: Tree, state_path: str) -> None:
-        """Serve `tree`; statfs speaks of the filesystem that holds `state_path`."""
+    def __init__(self, tree: Tree, groups: Groups, state_path: str) -> None:
+        """Serve `tree` to callers with these `groups`; statfs speaks of the filesystem that holds `state_path`."""
         super().__init__()
         self._tree = tree
+        self._groups = groups
         self._state_path = state_path
         self._listings: dict[int, list[tuple[int, str, Node]]] = {}
 
-    def _caller(self, context: RequestContext) -> Caller:
-        caller = Caller(context.uid, context.gid, context.umask)
-        self._tree.admit(caller)
-        return caller
+    async def _caller(self, context: RequestContext) -> Caller:
+        """Return who asks, with its groups: from memory, or as the user database has them, which other requests do not wait for."""
+        groups = self._groups.nowait(context.uid)
+        if groups is None:
+            groups = await self._groups.lookup(context.uid)
+        return Caller(context.uid, context.gid, context.umask, groups)
 
     # -- names and attributes -------------------------------------------------------------------
 
     @guarded
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Find a child."""
-        caller = self._caller(ctx)
+        caller = await self._caller(ctx)
         child = await self._tree.node(parent_inode).lookup(caller, os.fsdecode(name))
         return packed(self._tree.know(child).attributes())
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Let go of nodes that the kernel has let go of."""
-        for inode, _ in inode_list:
-            self._tree.forget(inode)
+        for inode, times in inode_list:
+            self._tree.forget(inode, times)
 
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        """Answer stat(2). It comes without a path, for what was looked up or is open."""
-        self._caller(ctx)
+        """Answer stat(2). It comes without a path, for what was looked up, which was checked, or is open: whoever has that may know its size."""
         return packed(self._tree.node(inode).attributes())
 
     @guarded
@@ -87,21 +94,20 @@ class Operations(pyfuse3.Operations):
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
         )
-        await node.change(self._caller(ctx), changes)
+        await node.change(await self._caller(ctx), changes)
         return packed(node.attributes())
 
     @guarded
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Return where a symbolic link leads."""
-        self._caller(ctx)
-        return FileNameT(os.fsencode(self._tree.node(inode).target()))
+        return FileNameT(os.fsencode(await self._tree.node(inode).target(await self._caller(ctx))))
 
     @guarded
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
         """Tell whether the caller may do what it asks about; writing where nobody writes is EROFS, as it is for open(2)."""
         node = self._tree.node(inode)
         try:
-            caller = self._caller(ctx)
+            caller = await self._caller(ctx)
             if mode & os.W_OK and node.read_only:
                 raise ReadOnly(f"{node!r} is never written")
             node.check(caller, mode)
@@ -114,43 +120,43 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """Make a directory."""
-        caller = self._caller(ctx)
+        caller = await self._caller(ctx)
         made = await self._tree.node(parent_inode).make_directory(caller, os.fsdecode(name), mode)
         return packed(self._tree.know(made).attributes())
 
     @guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a directory."""
-        await self._tree.node(parent_inode).remove_directory(self._caller(ctx), os.fsdecode(name))
+        await self._tree.node(parent_inode).remove_directory(await self._caller(ctx), os.fsdecode(name))
 
     @guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a file."""
-        await self._tree.node(parent_inode).remove_file(self._caller(ctx), os.fsdecode(name))
+        await self._tree.node(parent_inode).remove_file(await self._caller(ctx), os.fsdecode(name))
 
     @guarded
     async def create(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext) -> tuple[FileInfo, EntryAttributes]:
         """Make and open a file."""
-        caller = self._caller(ctx)
+        caller = await self._caller(ctx)
         made = self._tree.know(await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), mode))
         return await self._opened(made, caller, flags), packed(made.attributes())
 
     @guarded
     async def mknod(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext) -> EntryAttributes:
         """Make a file; devices and pipes are files of another kind, which there are none of here."""
-        caller = self._caller(ctx)
+        caller = await self._caller(ctx)
         return packed((await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), mode)).attributes())
 
     @guarded
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Make a symbolic link: refused as any other file."""
-        caller = self._caller(ctx)
+        caller = await self._caller(ctx)
         return packed((await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), 0o777)).attributes())
 
     @guarded
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Make a hard link: refused as any other file."""
-        caller = self._caller(ctx)
+        caller = await self._caller(ctx)
         return packed((await self._tree.node(new_parent_inode).make_file(caller, os.fsdecode(new_name), 0o600)).attributes())
 
     @guarded
@@ -158,7 +164,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode_old: InodeT, name_old: FileNameT, parent_inode_new: InodeT, name_new: FileNameT, flags: FlagT, ctx: RequestContext
     ) -> None:
         """Refuse: names are ids here, or mean something."""
-        caller = self._caller(ctx)
+        caller = await self._caller(ctx)
         await self._tree.node(parent_inode_new).make_file(caller, os.fsdecode(name_new), 0)
         raise NotPermitted("nothing can be renamed")
 
@@ -167,7 +173,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a file."""
-        return await self._opened(self._tree.node(inode), self._caller(ctx), flags)
+        return await self._opened(self._tree.node(inode), await self._caller(ctx), flags)
 
     async def _opened(self, node: Node, caller: Caller, flags: int) -> FileInfo:
         mode = await node.open(caller, flags)
@@ -218,25 +224,27 @@ class Operations(pyfuse3.Operations):
         Entries stand in the order of a hash of their names, and the hash is the position: a reader neither misses nor sees
         twice what was there all the time, even when the directory changes or the daemon restarts between two calls.
         """
-        children = self._tree.node(inode).children(self._caller(ctx))
-        self._listings[inode] = sorted((_position(name), name, node) for name, node in children)
-        return FileHandleT(inode)
+        caller = await self._caller(ctx)
+        directory = self._tree.node(inode)
+        number = directory.listing_inode(caller)
+        self._listings[number] = _ordered(await directory.children(caller))
+        return FileHandleT(number)
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List entries behind position `start_id`, with their attributes."""
         listing = self._listings.get(fh)
         if listing is None:
-            children = self._tree.node(InodeT(fh)).children(Caller(0, 0))
-            listing = self._listings[fh] = sorted((_position(name), name, node) for name, node in children)
+            listing = self._listings[fh] = _ordered(await self._tree.listing(fh))
         for index in range(bisect.bisect_right(listing, start_id, key=_first), len(listing)):
             position, name, node = listing[index]
             try:
-                shown = packed(self._tree.know(node).attributes())
+                shown = packed(node.attributes())
             except NotFound:  # removed since the list was taken
                 continue
             if not pyfuse3.readdir_reply(token, FileNameT(os.fsencode(name)), shown, position):
                 return
+            self._tree.know(node)
 
     @guarded
     async def releasedir(self, fh: FileHandleT) -> None:
@@ -251,22 +259,35 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Read one extended attribute."""
-        return await self._tree.node(inode).xattr(self._caller(ctx), os.fsdecode(name))
+        _check_supported(name)
+        caller = await self._caller(ctx)
+        _ASKED.set((ctx, False))
+        value = await self._tree.node(inode).xattr(caller, os.fsdecode(name))
+        _ASKED.set((ctx, True))
+        return value
 
     @guarded
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """List extended attributes."""
-        return [XAttrNameT(os.fsencode(name)) for name in self._tree.node(inode).xattrs(self._caller(ctx))]
+        return [XAttrNameT(name) for name in self._tree.node(inode).xattr_names(await self._caller(ctx))]
 
     @guarded
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        """Set an extended attribute."""
-        await self._tree.node(inode).set_xattr(self._caller(ctx), os.fsdecode(name), bytes(value))
+        """Set an extended attribute.
+
+        pyfuse3 does not pass on the flags XATTR_CREATE and XATTR_REPLACE: it calls `getxattr` first, for the same request. What that
+        answered tells the flag, so that the store can decide by it too, where another writer may have been meanwhile.
+        """
+        _check_supported(name)
+        asked, found = _ASKED.get()
+        mode = Mode.SET if asked is not ctx else Mode.REPLACE if found else Mode.CREATE
+        await self._tree.node(inode).set_xattr(await self._caller(ctx), os.fsdecode(name), bytes(value), mode)
 
     @guarded
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
-        await self._tree.node(inode).remove_xattr(self._caller(ctx), os.fsdecode(name))
+        _check_supported(name)
+        await self._tree.node(inode).remove_xattr(await self._caller(ctx), os.fsdecode(name))
 
     # -- the filesystem -------------------------------------------------------------------------
 
@@ -298,6 +319,19 @@ def packed(shown: Attributes) -> EntryAttributes:
     entry.entry_timeout = shown.name_timeout
     entry.attr_timeout = shown.attributes_timeout
     return entry
+
+
+def _check_supported(name: bytes) -> None:
+    """Raise Unsupported for access control lists and security labels, of which there are none here, whoever asks and for what.
+
+    Saying so, and not that this file has none, makes ls ask once and not twice for each file.
+    """
+    if name.startswith((b"system.", b"security.")):
+        raise Unsupported("there are no access control lists and no security labels here")
+
+
+def _ordered(children: Sequence[tuple[str, Node]]) -> list[tuple[int, str, Node]]:
+    return sorted((_position(name), name, node) for name, node in children)
 
 
 def _position(name: str) -> int:

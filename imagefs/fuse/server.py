@@ -12,6 +12,7 @@ import trio
 from imagefs.errors import MountFailed
 from imagefs.files.tree import Tree
 from imagefs.fuse.operations import Operations
+from imagefs.identity.caller import Groups
 from imagefs.threads import Lane, run
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,10 @@ SUBTYPE: Final = "imagefs"
 class Server:
     """The mount of one tree at one directory. Use in this order: `mount`, `serve`, `unmount`."""
 
-    def __init__(self, tree: Tree, state_path: Path, mountpoint: Path, *, allow_other: bool) -> None:
-        """`state_path` is what statfs speaks of."""
+    def __init__(self, tree: Tree, groups: Groups, state_path: Path, mountpoint: Path, *, allow_other: bool) -> None:
+        """`groups` are those of callers; `state_path` is what statfs speaks of."""
         self._tree = tree
-        self._operations = Operations(tree, str(state_path))
+        self._operations = Operations(tree, groups, str(state_path))
         self._mountpoint = mountpoint
         self._allow_other = allow_other
         self._mounted = False

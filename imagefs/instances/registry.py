@@ -20,10 +20,10 @@ from typing import Final
 import msgspec
 import trio
 
-from imagefs.catalog import Catalog
+from imagefs.catalog import Catalog, CatalogImage
 from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound, StateDamaged
 from imagefs.flavors import Flavor
-from imagefs.identity import Caller
+from imagefs.identity.caller import Caller
 from imagefs.instances.fit import check_fit, plan_disks
 from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import RECORD, DiskRecord, InstanceRecord, check_name, encode, read_record
@@ -111,20 +111,19 @@ class Instances:
     async def set_flavor(self, instance: Instance, name: str) -> None:
         """Choose the flavor. Raises InvalidInput for an unknown one, Busy once the instance has its disks."""
         async with self._changing(instance):
-            self._still_new(instance, "flavor")
+            self.check_new(instance, "flavor")
             flavor = self._flavors.get(name)
             if flavor is None:
                 raise InvalidInput(f"there is no flavor '{name}': choose one of {', '.join(self._flavors)}")
             await self._write(instance, msgspec.structs.replace(instance.record, flavor=flavor))
 
-    async def set_image(self, instance: Instance, name: str) -> None:
-        """Choose the image, by id or name, and make the disks.
+    async def set_image(self, instance: Instance, image: CatalogImage) -> None:
+        """Choose the image and make the disks. Whether the caller may use that image is for the caller of this to know.
 
         Raises InvalidInput if it does not fit or is not active, NotFound, StoreError, ImageRefused, Busy if the disks are there.
         """
         async with self._changing(instance):
-            self._still_new(instance, "image")
-            image = self._catalog.resolve(name)
+            self.check_new(instance, "image")
             check_fit(image, instance.record.flavor)
             opened = await self._library.open(image)
             virtual_size = opened.as_disk().size
@@ -204,7 +203,8 @@ class Instances:
                 raise
             instance.error = None
 
-    def _still_new(self, instance: Instance, what: str) -> None:
+    def check_new(self, instance: Instance, what: str) -> None:
+        """Raise Busy once the instance has its disks: `what` cannot be chosen any more then."""
         if instance.record.disks:
             raise Busy(f"instance '{instance.record.name}' has its disks already: its {what} cannot be changed")
 

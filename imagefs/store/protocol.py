@@ -108,20 +108,23 @@ class Bucket(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Listed:
-    """One image of a listing: the id, the version of its record, and what `record` needs besides (opaque to callers)."""
-
-    image_id: str
-    version: str
-    entry: Entry
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class StoredRecord:
     """An image's record as read, and the version that a conditional write must name."""
 
     record: ImageRecord
     version: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Listed:
+    """One image of a listing: the id, the version of its record, what `record` needs besides (opaque to callers), and the record itself
+    where a listing of the store has it.
+    """
+
+    image_id: str
+    version: str
+    entry: Entry
+    stored: StoredRecord | None = None
 
 
 class ImageStore(Protocol):
@@ -137,7 +140,7 @@ class ImageStore(Protocol):
         ...
 
     def list(self) -> Iterator[Listed]:
-        """Yield every image, without reading its record."""
+        """Yield every image, without a request for each."""
         ...
 
     def record(self, listed: Listed) -> StoredRecord:

@@ -11,6 +11,10 @@ import pytest
 from imagefs import config
 from imagefs.cli.main import LazyGroup, imagefs
 from imagefs.cli.mount_helper import mount_imagefs
+from imagefs.identity.map import Identity
+from imagefs.properties.policy import Policies
+from imagefs.properties.policy_defaults import DEFAULTS, EARLIER
+from imagefs.properties.protection import Protection
 
 MANUAL = Path(__file__).parents[2] / "man"
 PAGES = sorted(MANUAL.glob("*.[1-9]"))
@@ -106,14 +110,50 @@ def test_the_example_configuration_has_no_mistakes() -> None:
     """What imagefs.toml(5) shows can be used as it stands."""
     lines = sections(MANUAL / "imagefs.toml.5")["EXAMPLES"]
     text = "\n".join(line for line in lines if not line.startswith("."))
-    found = config.parse(tomllib.loads(text), {}, "the example", Path("/data"))
+    found = config.parse(tomllib.loads(text), {}, "the example", Path("/data"), directory=Path("/etc/imagefs"))
     assert found.store.url == "s3://images/prod"
 
 
 def test_keys_that_are_refused_are_named() -> None:
-    """Sections of later versions are said to be refused."""
+    """Keys of later versions are said to be refused."""
     text = (MANUAL / "imagefs.toml.5").read_text()
-    assert all(name in text for name in config.UNSUPPORTED if not name.startswith("instances."))
+    assert all(name in text for name in config.UNSUPPORTED)
+
+
+def test_every_policy_is_described_with_its_default() -> None:
+    """imagefs-policy(5) has all names, no other ones, and below each the check that holds without a policy file."""
+    found: dict[str, str] = {}
+    for heading in ("What guards an operation", "What other rules refer to", "What guards nothing"):
+        for item in "\n".join(sections(MANUAL / "imagefs-policy.5")[heading]).split(".It Cm ")[1:]:
+            name, _, rest = item.partition("\n")
+            check = rest.partition(".Bd -literal -compact\n")[2].partition("\n.Ed")[0]
+            found[name] = check.replace("\\&", "").replace("\n", " ").removeprefix('""')
+    assert found == DEFAULTS
+
+
+def test_earlier_defaults_are_described() -> None:
+    """Those that are not rule:default stand in imagefs-policy(5) with their names."""
+    text = " ".join(sections(MANUAL / "imagefs-policy.5")["EARLIER DEFAULTS"])
+    assert all(name in text and check in text for name, check in EARLIER.items() if check != "rule:default")
+
+
+def test_the_examples_of_rules_are_sound(tmp_path: Path) -> None:
+    """What imagefs-policy(5) and imagefs-protection(5) show can be used as it stands, and says what the text around it says."""
+
+    def example(page: str, heading: str) -> str:
+        text = "\n".join(sections(MANUAL / page)[heading])
+        return text.partition(".Bd -literal -offset indent\n")[2].partition("\n.Ed")[0]
+
+    (tmp_path / "policy.yaml").write_text(example("imagefs-policy.5", "THE POLICY FILE"))
+    assert Policies.load(tmp_path / "policy.yaml").allows("get_images", {}, Identity(frozenset({"reader"})))
+    (tmp_path / "policy.yaml").write_text('{"billing": "role:admin or role:billing"}')
+    policies = Policies.load(tmp_path / "policy.yaml")
+    for heading in ("Format roles", "Format policies"):
+        (tmp_path / "rules.conf").write_text(example("imagefs-protection.5", heading))
+        protection = Protection.load(tmp_path / "rules.conf", heading.removeprefix("Format "), policies)
+        assert protection.allows("x_billing_code", "update", Identity(frozenset({"billing"})))
+        assert not protection.allows("x_billing_code", "delete", Identity(frozenset({"billing"})))
+        assert protection.allows("x_billing_code", "read", Identity())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

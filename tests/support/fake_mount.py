@@ -3,9 +3,16 @@
 import json
 import os
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from imagefs.flavors import BUILT_IN
+
+_TYPED: Mapping[str, Callable[[str], object]] = {
+    **dict.fromkeys(("size", "virtual_size", "min_disk", "min_ram"), int),
+    **dict.fromkeys(("protected", "os_hidden"), lambda text: text == "true"),
+    "tags": json.loads,
+}
 
 
 class FakeMount:
@@ -17,16 +24,37 @@ class FakeMount:
             (path / name).mkdir(parents=True)
         for name, flavor in BUILT_IN.items():
             (path / "flavors" / name).write_text(json.dumps(flavor.shown()))
+        (path / ".imagefs" / "images").touch()
         (path / ".imagefs" / "stats").write_text("# HELP x\nimagefs_cache_bytes 1048576.0\nimagefs_cache_limit_bytes 2097152.0\n")
         set_attributes(path, {"imagefs.version": "0.1.0", "imagefs.pid": str(os.getpid())})
 
-    def add_image(self, name: str | None, image_id: str | None = None, **attributes: str) -> str:
-        """Add an image, and its link in names/ if nothing has that name yet; else both get links with the id, as in imagefs."""
+    def add_image(
+        self,
+        name: str | None,
+        image_id: str | None = None,
+        *,
+        listed: bool = True,
+        member_status: str | None = None,
+        omitted: Mapping[str, str] | None = None,
+        own: Mapping[str, str] | None = None,
+        **attributes: str,
+    ) -> str:
+        """Add an image, and its link in names/ if nothing has that name yet; else both get links with the id, as in imagefs.
+
+        `listed` and `member_status` are what .imagefs/images tells of the caller; `omitted` are properties that only it has;
+        `own` are imagefs's attributes without `imagefs.`.
+        """
         image_id = image_id or str(uuid.uuid4())
         path = self.path / "images" / image_id
         path.write_bytes(b"")
-        set_attributes(path, {"id": image_id, "status": "active", **({} if name is None else {"name": name}), **attributes})
-        if name is not None and "/" not in name:
+        attributes = {"id": image_id, "status": "active", **({} if name is None else {"name": name}), **attributes}
+        own = {**(own or {}), **({"omitted": str(len(omitted))} if omitted else {})}
+        set_attributes(path, attributes | {f"imagefs.{key}": value for key, value in own.items()})
+        line: dict[str, object] = {key: _TYPED.get(key, str)(value) for key, value in attributes.items()}
+        line |= {**(omitted or {}), "imagefs.listed": listed} | ({} if member_status is None else {"imagefs.member_status": member_status})
+        with (self.path / ".imagefs" / "images").open("a") as listing:
+            listing.write(f"{json.dumps(line)}\n")
+        if name is not None and "/" not in name and listed:
             link = self.path / "names" / name
             if link.is_symlink():
                 other = link.readlink().name

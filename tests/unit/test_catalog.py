@@ -3,9 +3,10 @@
 import dataclasses
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -87,17 +88,6 @@ def test_long_name_is_cut_and_carries_the_id() -> None:
     assert len(name.encode()) <= 255
 
 
-async def test_a_name_that_is_cut_is_found_whole(tmp_path: Path) -> None:
-    """An image whose name is too long for names/ is found by its name all the same."""
-    name = "é" * 200
-    store = ListStore({A: ("1", record(A, name)), B: ("1", record(B, name, created="2026-01-02T00:00:00Z"))})
-    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
-    await catalog.look()
-    assert catalog.resolve(name).record.id == B
-    with pytest.raises(NotFound):
-        catalog.resolve("é" * 201)
-
-
 async def test_look_reads_only_changed_records(tmp_path: Path) -> None:
     """A second look, and a second mount, read no record whose version they know."""
     store = ListStore({A: ("1", record(A, "one")), B: ("1", record(B, "two"))})
@@ -112,6 +102,34 @@ async def test_look_reads_only_changed_records(tmp_path: Path) -> None:
     assert {image.record.name for image in again.snapshot.images.values()} == {"one", "renamed"}
     await again.look()
     assert store.reads == 3
+
+
+class CompleteStore(ListStore):
+    """A store whose listing has the records."""
+
+    def list(self) -> Iterator[Listed]:
+        """Yield every image with its record."""
+        for listed in super().list():
+            yield dataclasses.replace(listed, stored=StoredRecord(self.images[listed.image_id][1], listed.version))
+
+
+async def test_look_at_a_listing_with_records_reads_none(tmp_path: Path) -> None:
+    """What the listing has is not asked for again."""
+    store = CompleteStore({A: ("1", record(A, "one")), B: ("1", record(B, "two"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    store.images[B] = ("2", record(B, "renamed"))
+    await catalog.look()
+    assert {image.record.name for image in catalog.snapshot.images.values()} == {"one", "renamed"}
+    assert store.reads == 0
+
+
+def test_bytes_are_named_by_their_hash_if_there_is_one() -> None:
+    """A change of a property is none of the bytes: without SHA-512 the MD5 names them, and only without any hash the record's version."""
+    bare = msgspec.structs.replace(record(A, "one"), os_hash_value=None)
+    hashed = msgspec.structs.replace(bare, checksum="md5", os_hash_value="sha512")
+    versions = [CatalogImage(image, "7").data_version for image in (hashed, msgspec.structs.replace(hashed, os_hash_value=None), bare)]
+    assert versions == ["sha512", "md5", "7"]
 
 
 async def test_look_at_a_store_that_is_down_keeps_the_catalog(tmp_path: Path) -> None:
@@ -152,9 +170,56 @@ async def test_find_asks_the_store_for_an_unseen_image(tmp_path: Path) -> None:
     catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
     store.images[A] = ("1", record(A, "new"))
     assert (await catalog.find(A)).record.name == "new"
-    assert catalog.resolve("new").record.id == A
+    assert catalog.snapshot.images[A].record.name == "new"
     with pytest.raises(NotFound):
         await catalog.find(B)
+
+
+class Writable(ListStore):
+    """A store whose records can be written."""
+
+    def update(self, image_id: str, change: Callable[[ImageRecord], ImageRecord]) -> StoredRecord:
+        version, old = self.images[image_id]
+        self.images[image_id] = (f"{version}+", change(old))
+        return StoredRecord(self.images[image_id][1], self.images[image_id][0])
+
+
+async def test_what_is_written_is_shown_at_once(tmp_path: Path) -> None:
+    """A change written through the catalog is in its snapshot when `update` returns, and the watchers know."""
+    store = Writable({A: ("1", record(A, "old")), B: ("1", record(B, "other"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    seen: list[int] = []
+    catalog.watchers.append(lambda old, new: seen.append(new.generation))
+    image = await catalog.update(A, lambda old: msgspec.structs.replace(old, name="new"))
+    assert image.record.name == "new"
+    assert catalog.snapshot.images[A] is image
+    assert catalog.snapshot.images[B].record.name == "other"
+    assert len(seen) == 1
+
+
+async def test_a_look_does_not_undo_what_was_written_meanwhile(tmp_path: Path) -> None:
+    """A record that was read before a write, by a look that ends after it, does not take the place of what was written."""
+    store = Writable({A: ("1", record(A, "old"))})
+    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    await catalog.look()
+    store.images[A] = ("2", record(A, "of another node"))
+    reading, written = threading.Event(), threading.Event()
+    read = store.record
+
+    def slow(listed: Listed) -> StoredRecord:
+        found = read(listed)
+        reading.set()
+        written.wait(10)
+        return found
+
+    store.record = slow  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(catalog.look)
+        await trio.to_thread.run_sync(reading.wait)
+        await catalog.update(A, lambda old: msgspec.structs.replace(old, name="written"))
+        written.set()
+    assert catalog.snapshot.images[A].record.name == "written"
 
 
 def test_damaged_database_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

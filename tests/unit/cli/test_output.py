@@ -33,6 +33,14 @@ def test_a_table_on_a_terminal_has_borders(capsys: pytest.CaptureFixture[str], m
     assert len(printed.splitlines()) == 5
 
 
+def test_a_very_long_table_on_a_terminal_has_no_borders(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take minutes to draw."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    print_list(("A", "B"), [("x", str(number)) for number in range(501)], Shape())
+    lines = capsys.readouterr().out.splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (502, "A  B", "x  500")
+
+
 def test_a_long_value_is_folded_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A digest that is wider than the terminal is shown whole, on several lines."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)

@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,41 @@ profile = "images"
 addressing_style = "path"
 ca_bundle = "/etc/ssl/own.pem"
 
+[store.glance]
+cloud = "prod"
+direct_stores = ["file:///srv/glance/", "s3://glance/images//", "file:///srv/glance"]
+
 [state]
 dir = "/srv/imagefs"
+
+[protection]
+property_protection_file = "/etc/glance/property-protections.conf"
+property_protection_rule_format = "policies"
+
+[policy]
+policy_file = "/etc/glance/policy.yaml"
+
+[identity]
+default_roles = ["Reader"]
+default_project = "p0"
+
+[[identity.map]]
+user = "alice"
+roles = ["Member", " reader ", "member"]
+project_id = "p1"
+user_id = "u1"
+
+[[identity.map]]
+uid = 1000
+roles = []
+
+[[identity.map]]
+group = "kvm"
+roles = ["reader"]
+
+[[identity.map]]
+gid = 4294967294
+roles = ["Straße"]
 
 [cache]
 size = "10GiB"
@@ -77,6 +111,19 @@ def test_every_key_is_taken_up() -> None:
         False,
     )
     assert found.store.s3 == config.S3Config("http://127.0.0.1:8333", "eu-1", "images", "path", "/etc/ssl/own.pem")
+    assert found.store.glance == config.GlanceConfig("prod", ("file:///srv/glance", "s3://glance/images"))
+    assert found.protection == config.ProtectionConfig(Path("/etc/glance/property-protections.conf"), "policies")
+    assert found.policy == config.PolicyConfig(Path("/etc/glance/policy.yaml"))
+    assert found.identity == config.IdentityConfig(
+        ("reader",),
+        "p0",
+        (
+            config.MapEntry(user="alice", roles=("member", "reader"), project_id="p1", user_id="u1"),
+            config.MapEntry(uid=1000),
+            config.MapEntry(group="kvm", roles=("reader",)),
+            config.MapEntry(gid=4294967294, roles=("straße",)),
+        ),
+    )
     assert found.state.dir == Path("/srv/imagefs")
     assert found.cache == config.CacheConfig(10 * GIB, FreeSpaceFloor(size=2 * GIB), 64 * MIB)
     assert found.flavors["m1.small"].shown() == {
@@ -91,9 +138,10 @@ def test_complete_file_names_every_key() -> None:
     """The file above leaves no key out, so that the test above speaks for all."""
     document = tomllib.loads(COMPLETE)
     for key in config.all_keys():
-        part: object = document
+        part: Any = document
         for name in key.replace("NAME", "m1_small").split("."):
-            assert isinstance(part, dict)
+            if isinstance(part, list):  # the map: each key is in one of its entries
+                part = {key: value for entry in part for key, value in entry.items()}
             part = part[name.replace("_small", ".small") if name == "m1_small" else name]
 
 
@@ -150,16 +198,12 @@ def test_unknown_keys_say_what_was_meant(text: str, meant: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[protection]\nproperty_protection_file = '/etc/x'",
-        "[policy]\npolicy_file = '/etc/x'",
-        "[[identity.map]]\nuser = 'x'",
-        "[store.glance]\ncloud = 'x'",
         "[instances]\nencryption = true",
         "[instances]\ndisk_format = 'qcow2'",
     ],
 )
 def test_keys_of_later_versions_are_refused(text: str) -> None:
-    """What this version cannot obey it does not ignore: a protection file without effect would be dangerous."""
+    """What this version cannot obey it does not ignore: encryption without effect would be dangerous."""
     assert "not supported by this version" in mistakes(text)[0]
 
 
@@ -193,7 +237,8 @@ def test_ambiguous_modes_are_refused(value: str) -> None:
         ("store", "url = 'file://relative/x'", "three slashes"),
         ("store", "url = 's3://'", "no bucket"),
         ("store", "url = 's3://key:secret@bucket/x'", "credentials"),
-        ("store", "url = 'glance:https://x'", "Glance stores are not supported"),
+        ("store", "url = 'glance:image.example'", "no URL of a Glance"),
+        ("store", "url = 'glance:'", "no URL of a Glance"),
         ("store", "url = ''", "not a text"),
         ("store", "url = 5", "not a text"),
         ("store", "source_address = 'storage0'", "not an IP address"),
@@ -212,6 +257,19 @@ def test_ambiguous_modes_are_refused(value: str) -> None:
         ("mount", "mountpoint = 'mnt'", "absolute"),
         ("store.s3", "addressing_style = 'both'", "auto, path, virtual"),
         ("store.s3", "ca_bundle = 'own.pem'", "absolute"),
+        ("store.glance", "cloud = ''", "not a text"),
+        ("store.glance", "direct_stores = 'file:///srv'", "not a list"),
+        ("store.glance", "direct_stores = [5]", "not a text"),
+        ("store.glance", "direct_stores = ['https://x/y']", "cannot be read directly"),
+        ("store.glance", "direct_stores = ['s3://']", "no bucket"),
+        ("store.glance", "direct_stores = ['s3://bucket/a/../b']", "'..'"),
+        ("protection", "property_protection_file = 5", "not a text"),
+        ("protection", "property_protection_rule_format = 'Roles'", "roles, policies"),
+        ("policy", "policy_file = []", "not a text"),
+        ("identity", "default_roles = 'reader'", "square brackets"),
+        ("identity", "default_roles = ['a,b', 5]", "'a,b' is not a role"),
+        ("identity", "default_roles = ['  ']", "not a role"),
+        ("identity", "default_project = ['p']", "a list is not a text"),
     ],
 )
 def test_bad_values_say_what_to_write(section: str, line: str, reason: str) -> None:
@@ -221,9 +279,47 @@ def test_bad_values_say_what_to_write(section: str, line: str, reason: str) -> N
     assert reason in found[0]
 
 
-def test_secrets_in_a_url_are_not_repeated() -> None:
-    """The message about credentials in a store's URL does not show them."""
-    assert "secret" not in mistakes("[store]\nurl = 's3://key:secret@bucket/x'")[0]
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ("store", "url = 's3://key:secret@bucket/x'"),
+        ("store", "url = 'glance:https://key:secret@image.example'"),
+        ("store", "url = 'https://key:secret@image.example'"),
+        ("store.glance", "direct_stores = ['s3://key:secret@bucket/x']"),
+        ("store.glance", "direct_stores = ['swift+https://key:secret@image.example/x']"),
+    ],
+)
+def test_secrets_in_a_url_are_not_repeated(section: str, line: str) -> None:
+    """The message about credentials in a URL does not show them."""
+    assert "secret" not in mistakes(f"[{section}]\n{line}")[0]
+
+
+def test_a_glance_is_a_store() -> None:
+    """Its URL says what kind it is, and where."""
+    assert read("[store]\nurl = 'glance:https://image.example:9292'").store.url == "glance:https://image.example:9292"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("file:///", "too wide"),
+        ("file:////", "too wide"),
+        ("file://", "absolute directory"),
+        ("file://host/srv", "absolute directory"),
+        ("file:///srv?x", "absolute directory"),
+        ("file:///srv/..", "'..'"),
+        ("file:///srv/../etc", "'..'"),
+        ("file:///srv/%2e%2e", "'..'"),
+        ("file:///srv%2f..", "'..'"),
+        ("file:///.", "'.'"),
+        ("file:///srv%00", "control character"),
+    ],
+)
+def test_direct_stores_are_no_wider_than_they_look(url: str, reason: str) -> None:
+    """What leads up, or to the whole host, is refused."""
+    (mistake,) = mistakes(f"[store.glance]\ndirect_stores = ['{url}']")
+    assert mistake.startswith("store.glance.direct_stores: ")
+    assert reason in mistake
 
 
 def test_cache_size_zero_means_no_cache() -> None:
@@ -260,9 +356,9 @@ def test_overrides_win_over_the_file() -> None:
     """What the command line says of a key counts, and its mistakes are told apart by -o."""
     found = read(COMPLETE, store__url="file:///other", mount__allow_other="false", cache__size="0")
     assert (found.store.url, found.mount.allow_other, found.cache.size) == ("file:///other", False, 0)
-    assert mistakes(COMPLETE, store__url="nowhere", protection__x="y", flavors__x="1", quite__unknown="1") == [
-        "-o store.url: 'nowhere' is not a store: write file:///DIRECTORY or s3://BUCKET/PREFIX",
-        f"-o protection.x: not supported by this version of imagefs ({__version__}), which would ignore it: remove it",
+    assert mistakes(COMPLETE, store__url="nowhere", instances__encryption="y", flavors__x="1", quite__unknown="1") == [
+        "-o store.url: 'nowhere' is not a store: write file:///DIRECTORY, s3://BUCKET/PREFIX or glance:https://HOST",
+        f"-o instances.encryption: not supported by this version of imagefs ({__version__}), which would ignore it: remove it",
         "-o flavors.x: flavors can be set in the configuration file only",
         "-o quite.unknown: unknown key",
     ]

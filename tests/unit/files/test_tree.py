@@ -7,11 +7,17 @@ from typing import cast
 import pytest
 
 from imagefs.catalog import Catalog, CatalogImage, RecordDatabase
+from imagefs.config import IdentityConfig
 from imagefs.errors import NotFound
 from imagefs.files.tree import Tree
-from imagefs.identity import Caller
+from imagefs.identity.caller import Caller
+from imagefs.identity.map import IdentityMap
 from imagefs.instances.registry import Instances
 from imagefs.library import Library
+from imagefs.properties.access import Access
+from imagefs.properties.policy import Policies
+from imagefs.properties.protection import UNPROTECTED
+from imagefs.sight import Sights
 from imagefs.statedir import StateDirectory
 from imagefs.store.protocol import ImageStore
 from imagefs.store.record import ImageRecord
@@ -33,7 +39,9 @@ def tree(tmp_path: Path) -> Tree:
     catalog = Catalog(cast("ImageStore", None), database)
     library = cast("Library", None)
     instances = Instances(state, {}, catalog, library)
-    return Tree(catalog, library, instances, {}, lambda: b"", owner=(0, 0), instances_owner=(0, 0, 0o755))
+    identities = IdentityMap(IdentityConfig(), 0, "test")
+    sights = Sights(catalog, identities, Access(Policies.of({}), UNPROTECTED), identities.everyone)
+    return Tree(catalog, library, instances, sights, {}, lambda: b"", owner=(0, 0), instances_owner=(0, 0, 0o755))
 
 
 def kept(tree: Tree) -> int:
@@ -48,11 +56,24 @@ async def test_node_that_was_forgotten_is_found_again(tree: Tree) -> None:
     image = tree.know(await images.lookup(ROOT, f"{7:08x}-0000-4000-8000-000000000000"))
     before = kept(tree)
     inode, name = image.inode, repr(image)
-    tree.forget(inode)
+    tree.forget(inode, 1)
     del image
     assert kept(tree) == before - 1
     assert repr(tree.node(inode)) == name
     assert kept(tree) == before
+
+
+async def test_node_that_the_kernel_was_told_of_again_stays(tree: Tree) -> None:
+    """Forgetting an earlier mention of a node, while the kernel has been told of it again, leaves the node known."""
+    names = await tree.root.lookup(ROOT, "names")
+    link = tree.know(await names.lookup(ROOT, "i7"))
+    again = tree.know(await names.lookup(ROOT, "i7"))
+    assert again.inode == link.inode
+    tree.forget(link.inode, 1)
+    assert tree.node(link.inode) is again
+    tree.forget(link.inode, 1)
+    with pytest.raises(NotFound):
+        tree.node(link.inode)
 
 
 def test_number_of_nothing_is_searched_for_once(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

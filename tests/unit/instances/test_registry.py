@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from imagefs.catalog import Catalog
 from imagefs.errors import NotFound
-from imagefs.identity import Caller
+from imagefs.identity.caller import Caller
 from imagefs.instances import registry
 from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import DiskRecord, InstanceRecord

@@ -1,0 +1,79 @@
+"""This module is names/: the images' names as the caller sees them, as symbolic links."""
+
+import os
+import stat
+import time
+from collections.abc import Sequence
+
+from imagefs.errors import NotFound
+from imagefs.files.images import check_may_list, listing_inode
+from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Node, directory_attributes
+from imagefs.identity.caller import Caller
+from imagefs.sight import Sight, Sights
+
+
+class NameLink(Node):
+    """names/<name>: a symbolic link to an image. What a name means depends on who asks."""
+
+    kind = "names"
+
+    def __init__(self, name: str, image_id: str, sights: Sights, owner: tuple[int, int]) -> None:
+        """Take the file name and the image that it means now."""
+        super().__init__(f"{name}\0{image_id}")
+        self._name = name
+        self._image_id = image_id
+        self._sights = sights
+        self._owner = owner
+        self._made_ns = time.time_ns()
+
+    def attributes(self) -> Attributes:
+        """As Node says."""
+        size = len(self._target())
+        return Attributes(self.inode, stat.S_IFLNK | 0o777, *self._owner, size, 0, self._made_ns, self._made_ns, attributes_timeout=0.0)
+
+    async def target(self, caller: Caller) -> str:
+        """As Node says. Raises NotFound if the name means another image, or nothing, to this caller."""
+        if (await self._sights.of(caller).names()).get(self._name) != self._image_id:
+            raise NotFound(f"no image is named '{self._name}'")
+        return self._target()
+
+    def _target(self) -> str:
+        return f"../images/{self._image_id}"
+
+
+class NamesDirectory(Node):
+    """names/: image names made fit for files."""
+
+    kind = "directory"
+
+    def __init__(self, sights: Sights, owner: tuple[int, int]) -> None:
+        """`owner` is the uid and gid of the links."""
+        super().__init__("names")
+        self._sights = sights
+        self._owner = owner
+        self._made_ns = time.time_ns()
+
+    def attributes(self) -> Attributes:
+        """As Node says."""
+        return directory_attributes(self.inode, 0o555, *self._owner, self._made_ns, name_timeout=PUBLIC_TIMEOUT)
+
+    async def lookup(self, caller: Caller, name: str) -> Node:
+        """As Node says."""
+        self.check(caller, os.X_OK)
+        image_id = (await self._sights.of(caller).names()).get(name)
+        if image_id is None:
+            raise NotFound(f"no image is named '{name}'")
+        return NameLink(name, image_id, self._sights, self._owner)
+
+    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+        """As Node says. Raises Denied without the policy get_images."""
+        return await self.children_of(self._sights.of(caller))
+
+    async def children_of(self, sight: Sight) -> Sequence[tuple[str, Node]]:
+        """Return the children that an identity sees."""
+        check_may_list(sight)
+        return [(name, NameLink(name, image_id, self._sights, self._owner)) for name, image_id in (await sight.names()).items()]
+
+    def listing_inode(self, caller: Caller) -> int:
+        """As Node says."""
+        return listing_inode(self, self._sights.of(caller).identity)

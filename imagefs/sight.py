@@ -1,0 +1,223 @@
+"""This module is what identities see of the catalog: which images, under which names, and their attributes.
+
+A `Sight` belongs to one identity and one set of rules, and remembers what those rules said of each image's record: a policy is
+evaluated once for an identity and a record, however often the kernel asks.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from imagefs.catalog import FILE_NAME_LIMIT, Catalog, CatalogImage, Snapshot, file_name, file_names, newest_active
+from imagefs.errors import NotFound
+from imagefs.identity.caller import Caller
+from imagefs.identity.map import Identity, IdentityMap
+from imagefs.properties.access import Access
+from imagefs.properties.view import as_xattrs, listing_line
+from imagefs.store.record import is_image_id
+
+SIGHTS: Final = 256
+"""Identities whose sights are kept; the one that was not asked for longest is made anew when it comes back."""
+VIEWS: Final = 256
+"""Images whose attributes are kept ready in one sight."""
+COMMON_LIMIT: Final = 64
+"""Identities that are asked whether everybody sees an image; with more in the map the answer is no, which costs the kernel's caches."""
+_BREATH: Final = 256
+"""Images that are looked at before other requests have their turn."""
+
+
+OMITTED: Final = "user.imagefs.omitted"
+MEMBERS: Final = "user.imagefs.members"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attributes:
+    """An image's extended attributes as one identity sees them, and their names ready for listxattr(2)."""
+
+    xattrs: dict[str, bytes]
+    names: tuple[bytes, ...]
+
+
+class Sight:
+    """What one identity sees of the catalog under one set of rules. All methods run on the event loop."""
+
+    def __init__(self, identity: Identity, access: Access, catalog: Catalog) -> None:
+        """Take who looks, the rules, and what there is."""
+        self.identity = identity
+        self.access = access
+        self._catalog = catalog
+        self._seen: dict[str, tuple[CatalogImage, bool]] = {}
+        self._views: dict[str, tuple[CatalogImage, Attributes]] = {}
+        self._listed: tuple[Snapshot, list[CatalogImage]] | None = None
+        self._names: tuple[Snapshot, dict[str, str]] | None = None
+
+    def sees(self, image: CatalogImage) -> bool:
+        """Tell whether the identity sees the image, by its id if not in lists."""
+        image_id = image.record.id
+        known = self._seen.get(image_id)
+        if known is not None and known[0] is image:
+            return known[1]
+        if len(self._seen) > 2 * len(self._catalog.snapshot.images) + _BREATH:  # images that are gone
+            self._seen.clear()
+        answer = self.access.sees(self.identity, image.record)
+        self._seen[image_id] = (image, answer)
+        return answer
+
+    def check(self, image: CatalogImage) -> None:
+        """Raise NotFound unless the identity sees the image: with the words for an image that does not exist."""
+        if not self.sees(image):
+            raise NotFound(f"there is no image {image.record.id}")
+
+    def xattrs(self, image: CatalogImage) -> Attributes:
+        """Return the image's attributes that the identity may read. The caller has checked that it sees the image."""
+        image_id = image.record.id
+        known = self._views.get(image_id)
+        if known is not None and known[0] is image:
+            return known[1]
+        self._views.pop(image_id, None)
+        if len(self._views) >= VIEWS:
+            del self._views[next(iter(self._views))]
+        attributes = self._attributes(image)
+        self._views[image_id] = (image, attributes)
+        return attributes
+
+    def _attributes(self, image: CatalogImage) -> Attributes:
+        record = image.record
+        view = as_xattrs(record, self.access.readable(self.identity, record))
+        xattrs = view.xattrs
+        if view.omitted:
+            xattrs[OMITTED] = str(view.omitted).encode()
+        if self.access.may_see_members(self.identity, record):
+            members = self.access.members(self.identity, record)
+            xattrs[MEMBERS] = json.dumps([{"member_id": member.project_id, "status": member.status} for member in members]).encode()
+        return Attributes(xattrs, tuple(map(os.fsencode, xattrs)))
+
+    async def find(self, image_id: str) -> CatalogImage:
+        """Return an image that the identity sees, asking the store for one that no look has found yet. Raises NotFound, StoreError."""
+        image = self._catalog.snapshot.images.get(image_id)
+        if image is None:
+            if not is_image_id(image_id):
+                raise NotFound(f"there is no image {image_id}")
+            image = await self._catalog.find(image_id)
+        self.check(image)
+        return image
+
+    async def listed(self) -> Sequence[CatalogImage]:
+        """Return the images of the default listing, in any order."""
+        snapshot = self._catalog.snapshot
+        if self._listed is None or self._listed[0] is not snapshot:
+            images = []
+            for count, image in enumerate(snapshot.images.values(), 1):
+                if self.sees(image) and self.access.lists(self.identity, image.record):
+                    images.append(image)
+                if count % _BREATH == 0:
+                    await trio.lowlevel.checkpoint()
+            self._listed = (snapshot, images)
+        return self._listed[1]
+
+    async def names(self) -> dict[str, str]:
+        """Return names/ as the identity sees it: from file names to image ids.
+
+        Only what is in its lists has a name: else anybody's community image could take the name of another.
+        """
+        images = await self.listed()
+        snapshot = self._catalog.snapshot if self._listed is None else self._listed[0]
+        if self._names is None or self._names[0] is not snapshot:
+            self._names = (snapshot, file_names(images))
+        return self._names[1]
+
+    async def resolve(self, name: str) -> CatalogImage:
+        """Return the image that a caller means by an id, by a name as names/ shows it, or by one that is cut there. Raises NotFound, StoreError."""
+        if is_image_id(name):
+            try:
+                return await self.find(name)
+            except NotFound:
+                pass  # an image may be named like an id
+        names = await self.names()
+        image_id = names.get(file_name(name)) or names.get(name)
+        if image_id is None and len(file_name(name).encode()) > FILE_NAME_LIMIT:
+            group = [image for image in await self.listed() if image.record.name == name]
+            image_id = newest_active(group).record.id if group else None
+        image = self._catalog.snapshot.images.get(image_id) if image_id is not None else None
+        if image is None or not self.sees(image):
+            raise NotFound(f"there is no image with the id or name '{name}': see imagefs image list")
+        return image
+
+    async def listing(self) -> bytes:
+        """Return a line of JSON for every image that the identity sees, those in no list included."""
+        listed = {image.record.id for image in await self.listed()}
+        lines = []
+        for count, image in enumerate(list(self._catalog.snapshot.images.values()), 1):
+            if self.sees(image):
+                record = image.record
+                readable = self.access.readable(self.identity, record)
+                lines.append(listing_line(record, readable, record.id in listed, self._membership(image)))
+            if count % _BREATH == 0:
+                await trio.lowlevel.checkpoint()
+        return b"".join(lines)
+
+    def _membership(self, image: CatalogImage) -> str | None:
+        project = self.identity.project_id
+        return next((member.status for member in image.record.members if member.project_id == project), None)
+
+
+class Sights:
+    """The sights of all identities, and the rules they go by. `access` is replaced as a whole when the rules are read again."""
+
+    def __init__(self, catalog: Catalog, identities: IdentityMap, access: Access, common: Sequence[Identity]) -> None:
+        """`common` are the identities of all callers that the kernel lets in: what all of them see, the kernel may keep."""
+        self._catalog = catalog
+        self._identities = identities
+        self._common = common
+        self._sights: collections.OrderedDict[Identity, Sight] = collections.OrderedDict()
+        self._public: dict[str, tuple[CatalogImage, bool]] = {}
+        self.access = access
+        self._loads = 0
+
+    @property
+    def generation(self) -> tuple[int, int]:
+        """What changes whenever the catalog or the rules do."""
+        return self._loads, self._catalog.snapshot.generation
+
+    def of(self, caller: Caller) -> Sight:
+        """Return what the caller sees."""
+        return self.sight(self._identities.identity(caller))
+
+    def sight(self, identity: Identity) -> Sight:
+        """Return what the identity sees."""
+        found = self._sights.get(identity)
+        if found is None:
+            found = self._sights[identity] = Sight(identity, self.access, self._catalog)
+            if len(self._sights) > SIGHTS:
+                self._sights.popitem(last=False)
+        else:
+            self._sights.move_to_end(identity)
+        return found
+
+    def everyone(self) -> Sequence[Identity]:
+        """Return all identities that callers may have."""
+        return self._identities.everyone
+
+    def replace(self, access: Access) -> None:
+        """Go by other rules from now on."""
+        self.access = access
+        self._loads += 1
+        self._sights.clear()
+        self._public.clear()
+
+    def is_public(self, image: CatalogImage) -> bool:
+        """Tell whether every caller sees the image, so that the kernel may keep its name and attributes for all of them."""
+        image_id = image.record.id
+        known = self._public.get(image_id)
+        if known is not None and known[0] is image:
+            return known[1]
+        if len(self._public) > 2 * len(self._catalog.snapshot.images) + _BREATH:
+            self._public.clear()
+        answer = len(self._common) <= COMMON_LIMIT and all(self.sight(identity).sees(image) for identity in self._common)
+        self._public[image_id] = (image, answer)
+        return answer
