@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may use."""
 
 import functools
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 import botocore.session
 import pytest
 
+from imagefs.store.factory import open_store
 from imagefs.store.file import Directory
-from imagefs.store.options import S3Options
+from imagefs.store.glance.store import GlanceStore
+from imagefs.store.options import GlanceOptions, S3Options
 from imagefs.store.protocol import Bucket
 from imagefs.store.s3 import S3Bucket
+from tests.support.glance import Glance, start_glance
 from tests.support.s3proxy import FaultProxy
 from tests.support.seaweed import Seaweed
 
@@ -49,6 +53,33 @@ def s3_proxy(aws_keys: Seaweed) -> Iterator[FaultProxy]:
     """A fault proxy in front of the S3 server."""
     with FaultProxy(aws_keys.endpoint_url) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def glance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Glance]:
+    """One Glance for the whole run, which shows where its images lie; tests use ids of their own."""
+    with start_glance(tmp_path_factory.mktemp("glance")) as server:
+        yield server
+
+
+@pytest.fixture
+def glance_cloud(glance: Glance, monkeypatch: pytest.MonkeyPatch) -> Glance:
+    """The Glance, with its cloud where openstacksdk looks for clouds, and no other one."""
+    for name in [name for name in os.environ if name.startswith("OS_")]:
+        monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in glance.environment.items():
+        monkeypatch.setenv(name, value)
+    return glance
+
+
+@pytest.fixture
+def glance_store(glance_cloud: Glance) -> GlanceStore:
+    """The Glance as a store, with an account that is admin."""
+    store = open_store(glance_cloud.url, glance=GlanceOptions(cloud=glance_cloud.cloud))
+    assert isinstance(store, GlanceStore)
+    return store
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import dataclasses
 
 from imagefs.config import StoreConfig
 from imagefs.store.factory import open_store
-from imagefs.store.options import S3Options
+from imagefs.store.options import GlanceOptions, S3Options
 from imagefs.store.protocol import ImageStore
 
 
@@ -13,4 +13,11 @@ def open_configured(config: StoreConfig) -> ImageStore:
 
     Raises ConfigError.
     """
-    return open_store(config.url, config.layout, S3Options(**dataclasses.asdict(config.s3)), config.source_address, create=config.is_default)
+    return open_store(
+        config.url,
+        config.layout,
+        S3Options(**dataclasses.asdict(config.s3)),
+        config.source_address,
+        create=config.is_default,
+        glance=GlanceOptions(**dataclasses.asdict(config.glance)),
+    )

@@ -1,4 +1,4 @@
-"""This module is a small HTTP proxy in front of an S3 server that injects faults, each exactly where a test wants it.
+"""This module is a small HTTP proxy in front of an S3 server or a Glance that injects faults, each exactly where a test wants it.
 
     with FaultProxy(server.endpoint_url) as proxy:
         proxy.add(Fault.RESET, method="GET", contains="data", after=100_000)     # once; times=None: for ever
@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
+REDIRECT_TARGET: Final = "http://elsewhere.invalid/secret?signature=canary"
 _SLOW_DOWN: Final = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -34,6 +35,23 @@ class Fault(enum.Enum):
     FLIP = "one bit of the body's byte number `after` is wrong"
     LOST_ANSWER = "the server does it, and the connection is reset before the answer"
     FORBIDDEN = "403 with no body, and the server never hears of it"
+    UNAUTHORIZED = "401 with no body, and the server never hears of it"
+    REDIRECT = "307 to another host, and the server never hears of it"
+    GARBAGE = "200 with a body that is not what any server would say"
+    EMPTY = "200 with no body"
+    WRONG_RANGE = "the answer's Content-Range is one byte further"
+    OTHER_TOTAL = "the answer's Content-Range tells another size of the object"
+    WHOLE = "the server never hears of the Range"
+
+
+_OWN_ANSWERS: Final[dict[Fault | None, tuple[int, list[tuple[str, str]], bytes]]] = {
+    Fault.UNAVAILABLE: (503, [("Content-Type", "application/xml")], _SLOW_DOWN),
+    Fault.FORBIDDEN: (403, [], b""),
+    Fault.UNAUTHORIZED: (401, [], b""),
+    Fault.REDIRECT: (307, [("Location", REDIRECT_TARGET)], b""),
+    Fault.GARBAGE: (200, [("Content-Type", "application/json")], b'[{"images": \xff'),
+    Fault.EMPTY: (200, [], b""),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,6 +143,13 @@ class FaultProxy:
         return self._plan(request) if self._plan is not None else None
 
 
+def _other_range(header: str, fault: Fault) -> str:
+    """Return a Content-Range that is wrong in its place, or in the size that it tells."""
+    place, total = header.removeprefix("bytes ").split("/")
+    first, last = map(int, place.split("-"))
+    return f"bytes {first + 1}-{last + 1}/{total}" if fault is Fault.WRONG_RANGE else f"bytes {place}/{int(total) + 1}"
+
+
 def random_faults(rate: float, seed: int, method: str = "GET", contains: str = "/data") -> Plan:
     """Return a plan that fails a share `rate` of the matching requests, in a way and at a place that the seed decides."""
     chance = random.Random(seed)
@@ -188,6 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._relay()
 
+    def do_PATCH(self) -> None:
+        self._relay()
+
     def do_DELETE(self) -> None:
         self._relay()
 
@@ -203,18 +231,19 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         request = Request(self.command, unquote(self.path), dict(self.headers.items()), str(self.client_address[0]))
         fault, after = proxy.decide(request) or (None, 0)
-        if fault is Fault.UNAVAILABLE:
-            self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
+        if fault in _OWN_ANSWERS:
+            self._answer(*_OWN_ANSWERS[fault])
             return
-        if fault is Fault.FORBIDDEN:
-            self._answer(403, [], b"")
-            return
+        if fault is Fault.WHOLE:
+            del self.headers["Range"]
         status, headers, answer = self._forward(body)
         if fault is Fault.LOST_ANSWER:
             self._break(reset=True)
             return
         if fault is Fault.WRONG_ETAG:
             headers = [(name, '"0123456789abcdef"' if name.lower() == "etag" else value) for name, value in headers]
+        if fault in (Fault.WRONG_RANGE, Fault.OTHER_TOTAL):
+            headers = [(name, _other_range(value, fault) if name.lower() == "content-range" else value) for name, value in headers]
         if fault is Fault.FLIP and after < len(answer):
             answer = answer[:after] + bytes([answer[after] ^ 1]) + answer[after + 1 :]
         if fault in (Fault.RESET, Fault.TRUNCATE, Fault.STALL):

@@ -1,5 +1,6 @@
 """Which store a URL opens, and which mistakes are told."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,37 @@ def test_a_url_that_opens_nothing_is_a_mistake(url: str) -> None:
     with pytest.raises(ConfigError, match=r"store\.url") as caught:
         open_store(url)
     assert f"'{url}'" in str(caught.value)
+
+
+def test_a_glance_url_opens_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The endpoint is the URL's, with or without the version, and opening sends nothing."""
+    monkeypatch.delenv("OS_CLOUD", raising=False)
+    for url in ("glance:https://127.0.0.1:9/image", "glance:https://127.0.0.1:9/image/", "glance:https://127.0.0.1:9/image/v2"):
+        assert open_store(url).url == "glance:https://127.0.0.1:9/image"
+
+
+@pytest.mark.parametrize(
+    "url", ["glance:", "glance:ftp://x", "glance:http://", "glance:https://u:canary@x", "glance:http://x:0", "glance:http://x?y", "glance:http://[x"]
+)
+def test_a_glance_url_that_opens_nothing_is_a_mistake(url: str) -> None:
+    """The mistake names the key, and repeats no password."""
+    with pytest.raises(ConfigError, match=r"store\.url") as caught:
+        open_store(url)
+    assert "canary" not in "".join(caught.value.mistakes)
+
+
+def test_a_glance_has_no_layout() -> None:
+    """The flat layout is about objects of a bucket."""
+    with pytest.raises(ConfigError, match=r"store\.layout: a Glance has no layout"):
+        open_store("glance:http://127.0.0.1:9", "flat")
+
+
+def test_a_glance_needs_openstacksdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the optional package the mistake says how to install it."""
+    monkeypatch.setitem(sys.modules, "openstack.config.loader", None)
+    monkeypatch.delitem(sys.modules, "imagefs.store.glance.connection", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'imagefs\[glance\]'"):
+        open_store("glance:http://127.0.0.1:9")
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -1,0 +1,62 @@
+"""A mount over a real Glance: the same tree, attributes written through, bytes over the API and directly."""
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.support.glance import Glance
+from tests.support.mounted import mounted, run_imagefs, write_config
+
+pytestmark = [pytest.mark.mount, pytest.mark.glance]
+
+BODY = os.urandom(3_000_000)
+
+
+def configured(directory: Path, glance: Glance, *, direct: bool) -> Path:
+    """Write a configuration of a mount over the Glance."""
+    extra = f'[store.glance]\ncloud = "{glance.cloud}"\n'
+    if direct:
+        extra += f'direct_stores = ["{glance.images.as_uri()}"]\n'
+    return write_config(directory, store=glance.url, extra=extra)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["api", "direct"])
+def test_images_of_a_glance_are_files(tmp_path: Path, glance_cloud: Glance, direct: bool) -> None:
+    """An image made behind imagefs's back reads back in images/ and raw/, without a request for its bytes where they are read directly."""
+    image_id = str(uuid.uuid4())
+    glance_cloud.add_image(image_id, BODY, name=f"glance {image_id}", visibility="public", hw_disk_bus="scsi")
+    with mounted(tmp_path, configured(tmp_path, glance_cloud, direct=direct)) as mount:
+        for directory in ("images", "raw"):
+            assert (mount.mountpoint / directory / image_id).read_bytes() == BODY
+        assert (mount.mountpoint / "names" / f"glance {image_id}").readlink() == Path(f"../images/{image_id}")
+        assert os.getxattr(mount.mountpoint / "images" / image_id, "user.hw_disk_bus") == b"scsi"
+        assert (mount.stats()["store_data_requests"] == 0) == direct
+
+
+def test_a_property_written_to_the_mount_is_in_glance(tmp_path: Path, glance_cloud: Glance) -> None:
+    """Setfattr goes through to Glance and leaves what others have set there since."""
+    image_id = str(uuid.uuid4())
+    glance_cloud.add_image(image_id, BODY[:1000], colour="red")
+    with mounted(tmp_path, configured(tmp_path, glance_cloud, direct=False)) as mount:
+        glance_cloud.request("PATCH", f"/v2/images/{image_id}", json=[{"op": "add", "path": "/theirs", "value": "1"}])
+        file = mount.mountpoint / "images" / image_id
+        os.setxattr(file, "user.colour", b"blue")
+        os.removexattr(file, "user.theirs")
+        assert os.getxattr(file, "user.colour") == b"blue"
+    shown = glance_cloud.show(image_id)
+    assert (shown["colour"], "theirs" in shown) == ("blue", False)
+
+
+def test_the_commands_work_on_a_glance(tmp_path: Path, glance_cloud: Glance) -> None:
+    """Image create stores, save brings the same bytes back, and delete removes."""
+    config = configured(tmp_path, glance_cloud, direct=False)
+    source, saved, image_id = tmp_path / "source", tmp_path / "saved", str(uuid.uuid4())
+    source.write_bytes(BODY)
+    run_imagefs(config, "image", "create", "--id", image_id, "--disk-format", "raw", "--property", "a=b", "--file", str(source), "made")
+    assert glance_cloud.show(image_id)["a"] == "b"
+    run_imagefs(config, "image", "save", image_id, "--file", str(saved))
+    assert saved.read_bytes() == BODY
+    run_imagefs(config, "image", "delete", image_id)
+    assert glance_cloud.leftovers(image_id) == []
