@@ -23,6 +23,8 @@ from imagefs.store.record import is_image_id
 
 SIGHTS: Final = 256
 """Identities whose sights are kept; the one that was not asked for longest is made anew when it comes back."""
+CALLERS: Final = 1024
+"""Callers whose sights are found without asking who they are."""
 VIEWS: Final = 256
 """Images whose attributes are kept ready in one sight."""
 COMMON_LIMIT: Final = 64
@@ -31,6 +33,8 @@ _BREATH: Final = 256
 """Images that are looked at before other requests have their turn."""
 
 
+CACHED: Final = "user.imagefs.cached"
+"""Listed with the others; what it says changes all the time, and is for the file to find out."""
 OMITTED: Final = "user.imagefs.omitted"
 MEMBERS: Final = "user.imagefs.members"
 
@@ -41,6 +45,8 @@ class Attributes:
 
     xattrs: dict[str, bytes]
     names: tuple[bytes, ...]
+    by_name: dict[bytes, bytes]
+    """Those of `xattrs` that are always the same for this record, by the names that the kernel uses."""
 
 
 class Sight:
@@ -95,7 +101,8 @@ class Sight:
         if self.access.may_see_members(self.identity, record):
             members = self.access.members(self.identity, record)
             xattrs[MEMBERS] = json.dumps([{"member_id": member.project_id, "status": member.status} for member in members]).encode()
-        return Attributes(xattrs, tuple(map(os.fsencode, xattrs)))
+        by_name = {os.fsencode(name): value for name, value in xattrs.items()}
+        return Attributes(xattrs | {CACHED: b""}, (*by_name, CACHED.encode()), by_name)
 
     async def find(self, image_id: str) -> CatalogImage:
         """Return an image that the identity sees, asking the store for one that no look has found yet. Raises NotFound, StoreError."""
@@ -175,6 +182,7 @@ class Sights:
         self._identities = identities
         self._common = common
         self._sights: collections.OrderedDict[Identity, Sight] = collections.OrderedDict()
+        self._of: dict[int, tuple[Caller, Sight]] = {}  # by object: there is one for each uid and gid, for seconds
         self._public: dict[str, tuple[CatalogImage, bool]] = {}
         self.access = access
         self._loads = 0
@@ -186,7 +194,14 @@ class Sights:
 
     def of(self, caller: Caller) -> Sight:
         """Return what the caller sees."""
-        return self.sight(self._identities.identity(caller))
+        known = self._of.get(id(caller))
+        if known is not None and known[0] is caller:
+            return known[1]
+        sight = self.sight(self._identities.identity(caller))
+        if len(self._of) >= CALLERS:
+            self._of.clear()
+        self._of[id(caller)] = (caller, sight)
+        return sight
 
     def sight(self, identity: Identity) -> Sight:
         """Return what the identity sees."""
@@ -208,6 +223,7 @@ class Sights:
         self.access = access
         self._loads += 1
         self._sights.clear()
+        self._of.clear()
         self._public.clear()
 
     def is_public(self, image: CatalogImage) -> bool:

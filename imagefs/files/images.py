@@ -10,19 +10,17 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
-from imagefs.catalog import Catalog, CatalogImage
+from imagefs.catalog import Catalog, CatalogImage, Snapshot
 from imagefs.errors import Denied, ImagefsError, NotPermitted, Unsupported
 from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Failures, Node, OpenMode, check_read_only, directory_attributes, inode_of
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity
 from imagefs.library import Library
 from imagefs.properties.change import Mode, remove_attribute, set_attribute
-from imagefs.sight import Sight, Sights
+from imagefs.sight import CACHED, Sight, Sights
 from imagefs.source import Source
 from imagefs.store.record import ImageRecord
 
-CACHED: Final = "user.imagefs.cached"
-_CACHED_NAME: Final = CACHED.encode()
 MEMBER: Final = "user.imagefs.member."
 ERROR: Final = "user.imagefs.error"
 
@@ -36,6 +34,7 @@ class ImageFile(Node):
         """Take the image as the catalog has it now; its attributes follow the catalog, its bytes do not. `owner` is a uid and a gid."""
         super().__init__(image_key(image))
         self._image = image
+        self._as_of: Snapshot | None = None
         self._catalog = catalog
         self._library = library
         self._sights = sights
@@ -48,6 +47,9 @@ class ImageFile(Node):
     @property
     def image(self) -> CatalogImage:
         """The image with its newest record, or the last one known if it is gone or has other bytes by now."""
+        if self._as_of is self._catalog.snapshot:
+            return self._image
+        self._as_of = self._catalog.snapshot
         newest = self._catalog.snapshot.images.get(self._image.record.id)
         if newest is not None and newest.data_version == self._image.data_version:
             self._image = newest
@@ -123,27 +125,28 @@ class ImageFile(Node):
 
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
         """As Node says: what the caller may read, and imagefs's own. Raises NotFound."""
-        own = {CACHED: b""}  # listed; what it says is for `xattr` to find out
+        own: dict[str, bytes] = {}
         if (error := self._failures.of(caller) or self.error) is not None:
             own[ERROR] = error.encode("utf-8", "replace")
         return self._sight(caller).xattrs(self.image).xattrs | own
 
     def xattr_names(self, caller: Caller) -> Sequence[bytes]:
         """As Node says. Raises NotFound."""
-        names = (*self._sight(caller).xattrs(self.image).names, _CACHED_NAME)
+        names = self._sight(caller).xattrs(self.image).names
         return names if (self._failures.of(caller) or self.error) is None else (*names, ERROR.encode())
+
+    def xattr_nowait(self, caller: Caller, name: bytes) -> bytes | None:
+        """As Node says. Raises NotFound."""
+        return self._sight(caller).xattrs(self.image).by_name.get(name)
 
     async def xattr(self, caller: Caller, name: str) -> bytes:
         """As Node says."""
+        sight = self._sight(caller)
         image = self.image
-        found = self._sight(caller).xattrs(image).xattrs.get(name)
-        if found is not None:
-            return found
         if name == CACHED:
             cached = await self._library.cached_bytes(image, self.size, of_disk=self.shows_disk)
             return f"{cached}/{self.size}".encode()
         if name.startswith(MEMBER):
-            sight = self._sight(caller)
             member = sight.access.member(sight.identity, image.record, name.removeprefix(MEMBER))
             if member is not None:
                 return member.status.encode()

@@ -31,7 +31,7 @@ from imagefs.errors import Denied, NotFound, NotPermitted, ReadOnly, Unsupported
 from imagefs.files.node import Attributes, Changes, Node
 from imagefs.files.tree import Tree
 from imagefs.fuse.errno import guarded
-from imagefs.identity.caller import Caller, Groups
+from imagefs.identity.caller import Caller, Callers, Groups
 from imagefs.properties.change import Mode
 
 BLOCK_SIZE: Final = 1024 * 1024
@@ -52,16 +52,14 @@ class Operations(pyfuse3.Operations):
         """Serve `tree` to callers with these `groups`; statfs speaks of the filesystem that holds `state_path`."""
         super().__init__()
         self._tree = tree
-        self._groups = groups
+        self._callers = Callers(groups)
         self._state_path = state_path
         self._listings: dict[int, list[tuple[int, str, Node]]] = {}
 
     async def _caller(self, context: RequestContext) -> Caller:
-        """Return who asks, with its groups: from memory, or as the user database has them, which other requests do not wait for."""
-        groups = self._groups.nowait(context.uid)
-        if groups is None:
-            groups = await self._groups.lookup(context.uid)
-        return Caller(context.uid, context.gid, context.umask, groups)
+        """Return who asks."""
+        uid, gid, umask = context.uid, context.gid, context.umask
+        return self._callers.nowait(uid, gid, umask) or await self._callers.find(uid, gid, umask)
 
     # -- names and attributes -------------------------------------------------------------------
 
@@ -259,17 +257,21 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Read one extended attribute."""
-        _check_supported(name)
-        caller = await self._caller(ctx)
-        _ASKED.set((ctx, False))
-        value = await self._tree.node(inode).xattr(caller, os.fsdecode(name))
+        caller = self._callers.nowait(ctx.uid, ctx.gid, ctx.umask) or await self._caller(ctx)
+        node = self._tree.node(inode)
+        value = node.xattr_nowait(caller, name)
+        if value is None:
+            _check_supported(name)
+            _ASKED.set((ctx, False))
+            value = await node.xattr(caller, os.fsdecode(name))
         _ASKED.set((ctx, True))
         return value
 
     @guarded
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """List extended attributes."""
-        return [XAttrNameT(name) for name in self._tree.node(inode).xattr_names(await self._caller(ctx))]
+        caller = self._callers.nowait(ctx.uid, ctx.gid, ctx.umask) or await self._caller(ctx)
+        return self._tree.node(inode).xattr_names(caller)
 
     @guarded
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:

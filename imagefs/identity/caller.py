@@ -97,6 +97,11 @@ class Groups:
         answer = self._answers.get(uid)
         return answer.groups if answer is not None and trio.current_time() < answer.until else None
 
+    def until(self, uid: int) -> float:
+        """Return when what is known of a user's groups stops being believed, in seconds of trio's clock; 0 if nothing is known."""
+        answer = self._answers.get(uid)
+        return answer.until if answer is not None else 0.0
+
     async def lookup(self, uid: int) -> frozenset[int]:
         """Return a user's groups; empty for a user that is not known. Takes at most about `TIME_LIMIT` seconds, and never fails.
 
@@ -158,3 +163,26 @@ class Groups:
         self._answers[uid] = answer  # at the end: the first ones are those asked about longest ago
         while len(self._answers) > USERS_LIMIT:
             del self._answers[next(iter(self._answers))]
+
+
+class Callers:
+    """Makes callers out of what requests say, the same object for as long as its groups are believed. Belongs to the event loop."""
+
+    def __init__(self, groups: Groups) -> None:
+        """Take the groups of users."""
+        self._groups = groups
+        self._known: dict[tuple[int, int, int], tuple[Caller, float]] = {}
+
+    def nowait(self, uid: int, gid: int, umask: int) -> Caller | None:
+        """Return the caller if its groups are known, else None: then `find` has to be awaited."""
+        known = self._known.get((uid, gid, umask))
+        return known[0] if known is not None and trio.current_time() < known[1] else None
+
+    async def find(self, uid: int, gid: int, umask: int) -> Caller:
+        """Return the caller, with its groups as the user database has them, which other requests do not wait for."""
+        groups = await self._groups.lookup(uid)
+        caller = Caller(uid, gid, umask, groups)
+        if len(self._known) >= USERS_LIMIT:
+            self._known.clear()
+        self._known[uid, gid, umask] = (caller, self._groups.until(uid))
+        return caller
