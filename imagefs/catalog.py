@@ -7,6 +7,7 @@ mounting a store of 10,000 images reads no record twice, and so that a mount can
 import dataclasses
 import functools
 import logging
+import os
 import sqlite3
 import threading
 import unicodedata
@@ -17,15 +18,20 @@ from typing import Final
 import msgspec
 import trio
 
-from imagefs.errors import ImageRefused, InvalidInput, NotFound, StateDamaged, StoreError
+from imagefs.errors import ImageRefused, InvalidInput, NotFound, StateDamaged, StoreError, StoreUnavailable
 from imagefs.store.protocol import ImageStore, Listed, StoredRecord
-from imagefs.store.record import ImageRecord, decode_record, encode_record
+from imagefs.store.record import ImageRecord, data_versions, decode_record, encode_record
 from imagefs.threads import Lane, run
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 30.0
 """Between two looks at the store. A look that takes long is followed by a pause twenty times as long."""
+LOOKUP_SECONDS: Final = 2.0
+"""For which the lookup of an id that no look has found waits for the store: the kernel looks up and lists a directory's names one after the
+other, so that all callers wait with it."""
+SILENCE_SECONDS: Final = 20.0
+"""For which no lookup asks a store that has let one wait for too long."""
 APPLICATION_ID: Final = 0x494D4653  # "IMFS"
 SCHEMA_VERSION: Final = 1
 FILE_NAME_LIMIT: Final = 255
@@ -42,8 +48,13 @@ class CatalogImage:
 
     @property
     def data_version(self) -> str:
-        """What names the image's bytes: changes if and only if they do."""
-        return self.record.os_hash_value or self.record.checksum or self.version
+        """What names the image's bytes: changes if they do, and when they get a better name."""
+        return self.record.os_hash_value or self.data_versions[0]
+
+    @property
+    def data_versions(self) -> tuple[str, ...]:
+        """All that has ever named these bytes, the present name first. An object of the flat layout has the name that its store gives it."""
+        return data_versions(self.record) if self.record.key is None else (self.version,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +124,19 @@ class RecordDatabase:
             except ImageRefused as error:
                 log.warning("a cached record is read again from the store error=%s", error)
                 continue
-            images[image_id] = CatalogImage(msgspec.structs.replace(record, key=key), version)
+            images[image_id] = CatalogImage(msgspec.structs.replace(record, key=None if key is None else os.fsdecode(key)), version)
         return images
 
     def save(self, changed: Iterable[CatalogImage], gone: Iterable[str]) -> None:
         """Write changed images and remove those that are gone, in one transaction."""
         rows = [
-            (image.record.id, image.version, image.record.key, encode_record(msgspec.structs.replace(image.record, key=None))) for image in changed
+            (
+                image.record.id,
+                image.version,
+                None if image.record.key is None else os.fsencode(image.record.key),  # file names need not be UTF-8, which SQLite's text is
+                encode_record(msgspec.structs.replace(image.record, key=None)),
+            )
+            for image in changed
         ]
         with self._lock:
             self._db.execute("BEGIN")
@@ -155,6 +172,7 @@ class Catalog:
         images = database.load()
         self._saved = {image_id: image.version for image_id, image in images.items()}
         self._unreadable: dict[str, str] = {}
+        self._silent_until = float("-inf")
         self.snapshot = Snapshot(0, images)
 
     def get(self, image_id: str) -> CatalogImage:
@@ -207,6 +225,15 @@ class Catalog:
             return self.snapshot.images[image_id]
         self._replace(self.snapshot.images | {image_id: image})
         return image
+
+    async def find_soon(self, image_id: str) -> CatalogImage:
+        """Like `find`, for who makes others wait too: raises StoreUnavailable if the store takes long to answer, or has done so lately."""
+        if image_id not in self.snapshot.images and trio.current_time() < self._silent_until:
+            raise StoreUnavailable(f"image {image_id} is not known here, and {self._store.url} was not asked: it does not answer these seconds")
+        with trio.move_on_after(LOOKUP_SECONDS):
+            return await self.find(image_id)
+        self._silent_until = trio.current_time() + SILENCE_SECONDS
+        raise StoreUnavailable(f"image {image_id} is not known here, and {self._store.url} did not tell of it in {LOOKUP_SECONDS:.0f} s: try again")
 
     async def update(self, image_id: str, change: Callable[[ImageRecord], ImageRecord]) -> CatalogImage:
         """Write a change of an image's record through to the store (see ImageStore.update), and show it from now on.

@@ -150,16 +150,18 @@ class _Daemon:
 
     def _rereader(self, catalog: Catalog, sights: Sights, tree: Tree) -> Callable[[], Awaitable[None]]:
         """Return what SIGHUP does: read the rules again, then the catalog. Rules that cannot be used leave the old ones in force."""
+        one_at_a_time = trio.Lock()
 
         async def reread() -> None:
-            try:
-                access = await run(Lane.DISK, load_access, self._config)
-            except Exception as error:  # whatever it is, guests are running
-                log.error("the rules cannot be read again, and the old ones stay in force error=%s", error)
-            else:
-                sights.replace(access)
-                tree.rules_changed()
-                log.info("the rules were read again")
+            async with one_at_a_time:  # or the older of two readings might be the one that stays
+                try:
+                    access = await run(Lane.DISK, load_access, self._config)
+                except Exception as error:  # whatever it is, guests are running
+                    log.error("the rules cannot be read again, and the old ones stay in force error=%s", error)
+                else:
+                    sights.replace(access)
+                    tree.rules_changed()
+                    log.info("the rules were read again")
             try:
                 await catalog.look()
             except Exception as error:

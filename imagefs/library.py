@@ -131,7 +131,7 @@ class Library:
         digests = None
         if record.tree is not None:
             digests = UnitDigests(record.tree, record.size or 0, functools.partial(self._store.digest_page, record), name)
-        return StoredObject(self._store.data(record), digests, self._policy)
+        return StoredObject(self._store.data(record), digests, self._policy, name=name)
 
     async def _cached(self, image: CatalogImage, space: str, filler: UnitFiller, name: str) -> UnitCache:
         return await self._cache.open(image.record.id, space, image.data_version, filler, self._nursery, name=name)
@@ -169,7 +169,7 @@ class ImageDisk:
                 image = await self._catalog.find(self._image_id)
             except NotFound as error:
                 raise StoreRefused(f"{error}: it was deleted, and what the instance has not written cannot be read any more") from error
-            if image.data_version != self._data_version:
+            if self._data_version not in image.data_versions:
                 raise VersionChanged(f"image {self._image_id} has other bytes than the instance was made from: its disk cannot be read further")
             opened = await self._library.open(image)
             disk = opened.as_disk()

@@ -14,11 +14,11 @@ from typing import Final
 import trio
 
 from imagefs.catalog import FILE_NAME_LIMIT, Catalog, CatalogImage, Snapshot, file_name, file_names, newest_active
-from imagefs.errors import NotFound
+from imagefs.errors import NotFound, StoreError
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity, IdentityMap
 from imagefs.properties.access import Access
-from imagefs.properties.view import as_xattrs, listing_line
+from imagefs.properties.view import XATTR_VALUE_LIMIT, as_xattrs, listing_line
 from imagefs.store.record import is_image_id
 
 SIGHTS: Final = 256
@@ -29,7 +29,11 @@ VIEWS: Final = 256
 """Images whose attributes are kept ready in one sight."""
 COMMON_LIMIT: Final = 64
 """Identities that are asked whether everybody sees an image; with more in the map the answer is no, which costs the kernel's caches."""
-_BREATH: Final = 256
+QUESTIONS: Final = 32
+"""Ids that no look has found which an identity may ask the store about at once; admins may ask about any number."""
+QUESTIONS_PER_SECOND: Final = 2.0
+"""And from then on. Beyond that they are not there until the next look finds them: who tries out ids must not load the store for all."""
+BREATH: Final = 256
 """Images that are looked at before other requests have their turn."""
 
 
@@ -58,9 +62,13 @@ class Sight:
         self.access = access
         self._catalog = catalog
         self._seen: dict[str, tuple[CatalogImage, bool]] = {}
+        self._listable: dict[str, tuple[CatalogImage, bool]] = {}
         self._views: dict[str, tuple[CatalogImage, Attributes]] = {}
         self._listed: tuple[Snapshot, list[CatalogImage]] | None = None
         self._names: tuple[Snapshot, dict[str, str]] | None = None
+        self._questions, self._counted_at = float(QUESTIONS), 0.0
+        self.listing_lock = trio.Lock()
+        """For who calls `listing`: many at once would take as many times its room."""
 
     def sees(self, image: CatalogImage) -> bool:
         """Tell whether the identity sees the image, by its id if not in lists."""
@@ -68,11 +76,19 @@ class Sight:
         known = self._seen.get(image_id)
         if known is not None and known[0] is image:
             return known[1]
-        if len(self._seen) > 2 * len(self._catalog.snapshot.images) + _BREATH:  # images that are gone
+        if len(self._seen) > 2 * len(self._catalog.snapshot.images) + BREATH:  # images that are gone
             self._seen.clear()
+            self._listable.clear()
         answer = self.access.sees(self.identity, image.record)
         self._seen[image_id] = (image, answer)
         return answer
+
+    def _lists(self, image: CatalogImage) -> bool:
+        """Tell whether the default listing has the image: asked again of all images whenever one has changed."""
+        known = self._listable.get(image.record.id)
+        if known is None or known[0] is not image:
+            known = self._listable[image.record.id] = (image, self.sees(image) and self.access.lists(self.identity, image.record))
+        return known[1]
 
     def check(self, image: CatalogImage) -> None:
         """Raise NotFound unless the identity sees the image: with the words for an image that does not exist."""
@@ -95,24 +111,49 @@ class Sight:
     def _attributes(self, image: CatalogImage) -> Attributes:
         record = image.record
         view = as_xattrs(record, self.access.readable(self.identity, record))
-        xattrs = view.xattrs
-        if view.omitted:
-            xattrs[OMITTED] = str(view.omitted).encode()
+        xattrs, omitted = view.xattrs, view.omitted
         if self.access.may_see_members(self.identity, record):
             members = self.access.members(self.identity, record)
-            xattrs[MEMBERS] = json.dumps([{"member_id": member.project_id, "status": member.status} for member in members]).encode()
+            shown = json.dumps([{"member_id": member.project_id, "status": member.status} for member in members]).encode()
+            if len(shown) <= XATTR_VALUE_LIMIT:
+                xattrs[MEMBERS] = shown
+            else:
+                omitted += 1
+        if omitted:
+            xattrs[OMITTED] = str(omitted).encode()
         by_name = {os.fsencode(name): value for name, value in xattrs.items()}
         return Attributes(xattrs | {CACHED: b""}, (*by_name, CACHED.encode()), by_name)
 
     async def find(self, image_id: str) -> CatalogImage:
-        """Return an image that the identity sees, asking the store for one that no look has found yet. Raises NotFound, StoreError."""
+        """Return an image that the identity sees, asking the store for one that no look has found yet.
+
+        Raises NotFound, and StoreError for admins: to others what the store does not tell is not there.
+        """
         image = self._catalog.snapshot.images.get(image_id)
         if image is None:
             if not is_image_id(image_id):
                 raise NotFound(f"there is no image {image_id}")
-            image = await self._catalog.find(image_id)
+            if not self._may_ask():
+                raise NotFound(f"there is no image {image_id}")
+            try:
+                image = await self._catalog.find_soon(image_id)
+            except StoreError:
+                if self.access.is_admin(self.identity):
+                    raise
+                # An image that is known and hidden is not there for this caller: an answer of another kind would tell the two apart.
+                raise NotFound(f"there is no image {image_id}") from None
         self.check(image)
         return image
+
+    def _may_ask(self) -> bool:
+        """Count one question to the store about an id that no look has found, if the identity may ask one."""
+        now = trio.current_time()
+        self._questions = min(QUESTIONS, self._questions + (now - self._counted_at) * QUESTIONS_PER_SECOND)
+        self._counted_at = now
+        if self._questions < 1:
+            return self.access.is_admin(self.identity)
+        self._questions -= 1
+        return True
 
     async def listed(self) -> Sequence[CatalogImage]:
         """Return the images of the default listing, in any order."""
@@ -120,9 +161,9 @@ class Sight:
         if self._listed is None or self._listed[0] is not snapshot:
             images = []
             for count, image in enumerate(snapshot.images.values(), 1):
-                if self.sees(image) and self.access.lists(self.identity, image.record):
+                if self._lists(image):
                     images.append(image)
-                if count % _BREATH == 0:
+                if count % BREATH == 0:
                     await trio.lowlevel.checkpoint()
             self._listed = (snapshot, images)
         return self._listed[1]
@@ -139,12 +180,12 @@ class Sight:
         return self._names[1]
 
     async def resolve(self, name: str) -> CatalogImage:
-        """Return the image that a caller means by an id, by a name as names/ shows it, or by one that is cut there. Raises NotFound, StoreError."""
+        """Return the image that a caller means by an id, by a name as names/ shows it, or by one that is cut there. Raises NotFound, StoreError.
+
+        An id is never taken for a name: whoever gave an image the name of a deleted one's id would be booted in its place.
+        """
         if is_image_id(name):
-            try:
-                return await self.find(name)
-            except NotFound:
-                pass  # an image may be named like an id
+            return await self.find(name)
         names = await self.names()
         image_id = names.get(file_name(name)) or names.get(name)
         if image_id is None and len(file_name(name).encode()) > FILE_NAME_LIMIT:
@@ -157,14 +198,14 @@ class Sight:
 
     async def listing(self) -> bytes:
         """Return a line of JSON for every image that the identity sees, those in no list included."""
-        listed = {image.record.id for image in await self.listed()}
         lines = []
         for count, image in enumerate(list(self._catalog.snapshot.images.values()), 1):
             if self.sees(image):
                 record = image.record
                 readable = self.access.readable(self.identity, record)
-                lines.append(listing_line(record, readable, record.id in listed, self._membership(image)))
-            if count % _BREATH == 0:
+                listed = self.access.lists(self.identity, record, hidden=record.os_hidden)
+                lines.append(listing_line(record, readable, listed, self._membership(image)))
+            if count % BREATH == 0:
                 await trio.lowlevel.checkpoint()
         return b"".join(lines)
 
@@ -232,7 +273,7 @@ class Sights:
         known = self._public.get(image_id)
         if known is not None and known[0] is image:
             return known[1]
-        if len(self._public) > 2 * len(self._catalog.snapshot.images) + _BREATH:
+        if len(self._public) > 2 * len(self._catalog.snapshot.images) + BREATH:
             self._public.clear()
         answer = len(self._common) <= COMMON_LIMIT and all(self.sight(identity).sees(image) for identity in self._common)
         self._public[image_id] = (image, answer)

@@ -1,4 +1,4 @@
-"""This module is the least that pyfuse3 can do: one file whose reads are one pread each. What imagefs costs is measured against it.
+"""This module is the least that pyfuse3 can do: one file with constant attributes, whose reads are one pread each. imagefs is measured against it.
 
 `python tools/bare_loop.py FILE MOUNTPOINT` shows FILE as MOUNTPOINT/file until it is unmounted
 """
@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ import trio
 NAME: Final = pyfuse3.FileNameT(b"file")
 INODE: Final = pyfuse3.InodeT(2)
 HANDLE: Final = pyfuse3.FileHandleT(1)
+ATTRIBUTES: Final = [pyfuse3.XAttrNameT(b"user.property_%d" % number) for number in range(30)]
 TIMEOUT: Final = 300.0
 """Seconds that the kernel may keep names and attributes."""
 
@@ -40,6 +42,14 @@ class BareLoop(pyfuse3.Operations):
         if name != NAME:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return await self.getattr(INODE, ctx)
+
+    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        if name not in ATTRIBUTES:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return b"value"
+
+    async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> Sequence[pyfuse3.XAttrNameT]:
+        return ATTRIBUTES
 
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return pyfuse3.FileInfo(fh=HANDLE, keep_cache=True)

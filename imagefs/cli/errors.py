@@ -86,6 +86,17 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
     return result if isinstance(result, int) else 0
 
 
+def fill_standard_descriptors() -> None:
+    """Lead those of standard input, output and error that are closed nowhere: another file would get such a number, and be taken for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def end_on_sigterm() -> None:
     """Let SIGTERM unwind the stack as SIGINT does, so that half-made files and instances are removed; and SIGHUP, unless nohup(1) ignores it."""
 

@@ -8,10 +8,11 @@ import click
 
 from imagefs.cli.image_properties import split_assignment
 from imagefs.cli.invocation import Invocation, pass_invocation
-from imagefs.cli.listing import LISTED, MEMBER_STATUS, Line, as_image_id, only_one, read_lines
+from imagefs.cli.listing import LISTED, MEMBER_STATUS, Line, as_image_id, is_shown, only_one, read_lines
 from imagefs.cli.mountpoint import explained, find_mount
 from imagefs.cli.output import Shape, output_options, print_list
 from imagefs.cli.visibility import chosen_visibility, visibility_options
+from imagefs.errors import Denied
 from imagefs.properties.core import CORE
 
 COLUMNS: Final[Mapping[str, str]] = {"ID": "id", "Name": "name", "Status": "status", "Server": "instance_uuid"}
@@ -52,8 +53,7 @@ class Filter:
             return is_listed and self.member_status == "accepted"
         if self.visibility is not None:
             return self.visibility in {visibility, "all"}
-        # a hidden image is in no list, so that whether it would be must be told from the rest
-        return is_listed or (visibility == "shared" and membership is not None) or (self.hidden and visibility != "community")
+        return is_listed or (visibility == "shared" and membership is not None)
 
 
 @click.command("list", short_help="List the images of the mount.")
@@ -82,7 +82,11 @@ def image_list(invocation: Invocation, /, shape: Shape, is_long: bool, sort: str
     chosen, order = make_filter(wanted), parse_sort(sort)
     mount = find_mount(invocation)
     with explained("image list", mount):
-        lines = sort_lines(read_lines(mount), order)
+        try:
+            lines = sort_lines(read_lines(mount), order)
+        except PermissionError:
+            why = "the policy get_images does not let you list images"
+            raise Denied(f"image list: {why}: name an image by its id, or ask an administrator for a role that may") from None
     if marker is not None:
         lines = after(lines, marker)
     lines = [line for line in lines if chosen.takes(line)][:limit]
@@ -125,7 +129,7 @@ def after(lines: list[Line], marker: str) -> list[Line]:
     image_id = as_image_id(marker)
     found = [position for position, line in enumerate(lines) if line["id"] == image_id]
     found = found or [position for position, line in enumerate(lines) if line.get("name") == marker]
-    listed = [position for position in found if lines[position].get(LISTED)] or found
+    listed = [position for position in found if is_shown(lines[position])] or found
     wanted = only_one([str(lines[position]["id"]) for position in listed], marker)
     return next(lines[position + 1 :] for position in listed if lines[position]["id"] == wanted)
 

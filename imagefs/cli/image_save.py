@@ -56,7 +56,7 @@ def open_object(store: ImageStore, record: ImageRecord) -> StoredObject:
     digests = None
     if record.tree is not None:
         digests = UnitDigests(record.tree, record.size or 0, functools.partial(store.digest_page, record), record.id)
-    return StoredObject(store.data(record), digests, RetryPolicy())
+    return StoredObject(store.data(record), digests, RetryPolicy(), name=record.id)
 
 
 def save(source: StoredObject, target: Path, advance: Progress) -> None:

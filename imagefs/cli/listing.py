@@ -45,7 +45,7 @@ def find_image(mount: Path, wanted: str) -> str:
         named = [line for line in read_lines(mount) if line.get("name") == wanted]
     except PermissionError:
         raise Denied(f"there is no image with the id '{wanted}', and you may not list images to find one of that name: give an id") from None
-    found = [str(line["id"]) for line in named if line.get(LISTED)] or [str(line["id"]) for line in named]
+    found = [str(line["id"]) for line in named if is_shown(line)] or [str(line["id"]) for line in named]
     linked = _linked(mount, wanted) if not found else None
     return linked or only_one(sorted(found), wanted)
 
@@ -85,3 +85,8 @@ def _linked(mount: Path, wanted: str) -> str | None:
         return (mount / "names" / wanted).readlink().name
     except OSError:
         return None
+
+
+def is_shown(line: Line) -> bool:
+    """Tell whether the caller's default listing has the image."""
+    return line.get(LISTED) is True and line.get("os_hidden") is not True

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from imagefs import __version__
-from imagefs.cli.errors import end_on_sigterm, run
+from imagefs.cli.errors import end_on_sigterm, fill_standard_descriptors, run
 from imagefs.cli.invocation import PATH, Invocation
 
 COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -105,6 +105,7 @@ def flavor_group() -> None:
 
 def main() -> None:
     """Run the command and end the process with its exit status."""
+    fill_standard_descriptors()
     end_on_sigterm()
     sys.exit(run(imagefs, "imagefs"))
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from imagefs.cli.errors import end_on_sigterm, run
+from imagefs.cli.errors import end_on_sigterm, fill_standard_descriptors, run
 from imagefs.cli.invocation import PATH, Invocation
 from imagefs.cli.mount import mount
 
@@ -44,6 +44,7 @@ def mount_imagefs(context: click.Context, /, source: str, mountpoint: Path, opti
 
 def main() -> None:
     """Mount, and end the process with the status that mount(8) expects of a helper."""
+    fill_standard_descriptors()
     end_on_sigterm()
     sys.exit(_STATUS.get(run(mount_imagefs, "mount.imagefs"), 32))
 

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from imagefs.errors import InvalidInput
+from imagefs.errors import ImagefsError, InvalidInput
 from imagefs.log import escaped
 
 BORDERED: Final = 500
@@ -76,7 +76,7 @@ def print_list(columns: Sequence[str], rows: Iterable[Sequence[object]], shape: 
     names, chosen = _choose(columns, shape.columns)
     picked = [[row[index] for index in chosen] for row in rows]
     if shape.format == "json":
-        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in picked], indent=2, ensure_ascii=False))
+        _print_lines([json.dumps([dict(zip(names, row, strict=True)) for row in picked], indent=2, ensure_ascii=False)])
     elif shape.format == "value":
         _print_lines(" ".join(_cell(value, "None") for value in row) for row in picked)
     else:
@@ -97,10 +97,9 @@ def print_object(fields: Mapping[str, object], shape: Shape, what: str, optional
     values = list(fields.values())
     picked = {name: values[index] for name, index in zip(names, chosen, strict=True)}
     if shape.format == "json":
-        click.echo(json.dumps(picked, indent=2, ensure_ascii=False))
+        _print_lines([json.dumps(picked, indent=2, ensure_ascii=False)])
     elif shape.format == "value":
-        for value in picked.values():
-            click.echo(_cell(value, "None"))
+        _print_lines(_cell(value, "None") for value in picked.values())
     else:
         _print_table(["Field", "Value"], [[escaped(name), _cell(value)] for name, value in picked.items()])
 
@@ -134,5 +133,11 @@ def _print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_lines(lines: Iterable[str]) -> None:
-    """Print lines in one go: each echo is flushed, which takes longer than all else for a list of thousands."""
-    click.echo("".join(f"{line}\n" for line in lines), nl=False)
+    """Print lines in one go: each echo is flushed, which takes longer than all else for a list of thousands. Raises ImagefsError."""
+    text = "".join(f"{line}\n" for line in lines)
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ImagefsError(f"the result cannot be written to standard output: {error.strerror}: what the command did stays done") from error

@@ -39,11 +39,13 @@ class StoredObject:
         digests: UnitDigests | None,
         policy: RetryPolicy,
         *,
+        name: str | None = None,
         clock: Clock = time.monotonic,
         chance: Chance = random.random,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        """Take the pinned object, what proves its units (None: nothing does), and how long to try; the rest is for tests."""
+        """Take the pinned object, what proves its units (None: nothing does), how long to try, and the image's name; the rest is for tests."""
+        self._name = name if digests is None else digests.name
         self._source = source
         self._digests = digests
         self._policy = policy
@@ -59,9 +61,7 @@ class StoredObject:
     @property
     def name(self) -> str:
         """What messages call the object."""
-        if self._digests is not None:
-            return f"image {self._digests.name}"
-        return f"object {self.path or ''} of version {self.version}"
+        return f"image {self._name}" if self._name is not None else f"object {self.path or ''} of version {self.version}"
 
     @property
     def version(self) -> str:

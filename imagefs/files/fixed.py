@@ -1,22 +1,24 @@
 """This module holds the parts of the tree that are the same in every mount: the root, .imagefs/ and flavors/."""
 
+import functools
 import json
 import os
 import stat
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from imagefs import __version__
-from imagefs.errors import NotFound, NotPermitted
+from imagefs.errors import ImagefsError, NotFound, NotPermitted
 from imagefs.files.images import listing_inode
 from imagefs.files.listing import Listing
-from imagefs.files.node import PUBLIC_TIMEOUT, ROOT_INODE, Attributes, Node, OpenMode, check_read_only, directory_attributes
+from imagefs.files.node import PUBLIC_TIMEOUT, ROOT_INODE, Attributes, Children, Failures, Node, OpenMode, check_read_only, directory_attributes
 from imagefs.flavors import Flavor
 from imagefs.identity.caller import Caller
+from imagefs.identity.map import Identity
 from imagefs.properties.change import Mode
-from imagefs.sight import Sights
+from imagefs.sight import Sight, Sights
 
 _STARTED_NS: Final = time.time_ns()
 
@@ -48,9 +50,9 @@ class FixedDirectory(Node):
         except KeyError:
             raise NotFound(f"there is no '{name}' in {self!r}") from None
 
-    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Children:
         """As Node says."""
-        return list(self._children.items())
+        return [(name, functools.partial(self._children.__getitem__, name)) for name in self._children]
 
 
 class RootDirectory(FixedDirectory):
@@ -66,18 +68,26 @@ class RootDirectory(FixedDirectory):
         self.inode = ROOT_INODE
         self._refresh = refresh
         self._is_admin = is_admin
+        self._failures = Failures()
 
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
         """As Node says."""
-        return {"user.imagefs.version": __version__.encode(), "user.imagefs.pid": str(os.getpid()).encode()}
+        error = self._failures.of(caller)
+        own = {} if error is None else {"user.imagefs.error": error.encode("utf-8", "replace")}
+        return {"user.imagefs.version": __version__.encode(), "user.imagefs.pid": str(os.getpid()).encode(), **own}
 
     async def set_xattr(self, caller: Caller, name: str, value: bytes, mode: Mode) -> None:
         """Reread the catalog before returning, for user.imagefs.refresh."""
-        if name != "user.imagefs.refresh":
-            raise NotPermitted(f"attribute {name!r} of the mount cannot be set")
-        if not self._is_admin(caller):
-            raise NotPermitted(f"uid {caller.uid} is no admin: the catalog is reread by itself")
-        await self._refresh()
+        try:
+            if name != "user.imagefs.refresh":
+                raise NotPermitted(f"attribute {name!r} of the mount cannot be set")
+            if not self._is_admin(caller):
+                raise NotPermitted(f"uid {caller.uid} is no admin: the catalog is reread by itself")
+            await self._refresh()
+        except ImagefsError as error:
+            self._failures.note(caller, error)
+            raise
+        self._failures.clear(caller)
 
 
 class TextFile(Node):
@@ -159,18 +169,21 @@ class StatusDirectory(FixedDirectory):
 
     async def lookup(self, caller: Caller, name: str) -> Node:
         """As Node says."""
-        return self._list(caller) if name == self.IMAGES else await super().lookup(caller, name)
+        return self._list(self._sights.of(caller).identity) if name == self.IMAGES else await super().lookup(caller, name)
 
-    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Children:
         """As Node says."""
-        return [*self._children.items(), (self.IMAGES, self._list(caller))]
+        return await self.children_of(self._sights.of(caller))
+
+    async def children_of(self, sight: Sight) -> Children:
+        """Return the children as an identity sees them."""
+        return [*await super().children(Caller(0, 0)), (self.IMAGES, functools.partial(self._list, sight.identity))]
 
     def listing_inode(self, caller: Caller) -> int:
         """As Node says."""
         return listing_inode(self, self._sights.of(caller).identity)
 
-    def _list(self, caller: Caller) -> Listing:
-        identity = self._sights.of(caller).identity
+    def _list(self, identity: Identity) -> Listing:
         name = f"{listing_inode(self, identity)}\0{self._sights.generation}"
         found = self._lists.get(name)
         if found is None:

@@ -1,6 +1,7 @@
 """This module is images/ and raw/: what the store has, read-only, with properties as extended attributes, for those who may see it."""
 
 import calendar
+import collections
 import contextlib
 import functools
 import os
@@ -11,18 +12,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
 from imagefs.catalog import Catalog, CatalogImage, Snapshot
-from imagefs.errors import Denied, ImagefsError, NotPermitted, Unsupported
-from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Failures, Node, OpenMode, check_read_only, directory_attributes, inode_of
+from imagefs.errors import Denied, ImagefsError, InvalidInput, NotPermitted, Unsupported
+from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Children, Failures, Node, OpenMode, check_read_only, directory_attributes, inode_of
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity
 from imagefs.library import Library
 from imagefs.properties.change import Mode, remove_attribute, set_attribute
+from imagefs.properties.visibility import membership
 from imagefs.sight import CACHED, Sight, Sights
 from imagefs.source import Source
 from imagefs.store.record import ImageRecord
 
 MEMBER: Final = "user.imagefs.member."
 ERROR: Final = "user.imagefs.error"
+_FAILED: Final = 64
+"""Nodes on which an operation failed that are kept for who asks for the reason."""
 
 
 class ImageFile(Node):
@@ -30,8 +34,19 @@ class ImageFile(Node):
 
     shows_disk: ClassVar[bool] = False
 
-    def __init__(self, image: CatalogImage, catalog: Catalog, library: Library, sights: Sights, owner: tuple[int, int]) -> None:
-        """Take the image as the catalog has it now; its attributes follow the catalog, its bytes do not. `owner` is a uid and a gid."""
+    def __init__(
+        self,
+        image: CatalogImage,
+        catalog: Catalog,
+        library: Library,
+        sights: Sights,
+        owner: tuple[int, int],
+        keep: Callable[["ImageFile"], None],
+    ) -> None:
+        """Take the image as the catalog has it now; its attributes follow the catalog, its bytes do not. `owner` is a uid and a gid.
+
+        `keep` is called when an operation failed: the kernel may forget the node before the caller asks it for the reason.
+        """
         super().__init__(image_key(image))
         self._image = image
         self._as_of: Snapshot | None = None
@@ -39,6 +54,7 @@ class ImageFile(Node):
         self._library = library
         self._sights = sights
         self._owner = owner
+        self._keep = keep
         self._opens = 0
         self._source: Source | None = None
         self._failures = Failures()
@@ -175,10 +191,11 @@ class ImageFile(Node):
         with self._noting(caller):
             try:
                 change(self.image.record, identity)
-            except NotPermitted:
+            except (NotPermitted, InvalidInput):
                 raise
             except ImagefsError:
-                pass  # it may be otherwise in the store by now
+                if not sight.access.mutable(identity, self.image.record) and membership(self.image.record, identity.project_id) is None:
+                    raise  # such a caller changes nothing, whatever is in the store by now
             await self._catalog.update(self.image.record.id, lambda record: change(record, identity))
         self._failures.clear(caller)
 
@@ -196,6 +213,7 @@ class ImageFile(Node):
             yield
         except ImagefsError as error:
             self._failures.note(caller, error)
+            self._keep(self)
             raise
 
     async def _open_source(self) -> Source:
@@ -204,6 +222,7 @@ class ImageFile(Node):
             self._source = source = opened.as_disk() if self.shows_disk else opened.stored
         except ImagefsError as error:
             self.error = str(error)
+            self._keep(self)
             raise
         self.error = None
         return source
@@ -252,6 +271,7 @@ class ImagesDirectory(Node):
         self._owner = owner
         # Nodes live as long as the kernel knows them: a hundred thousand images that nobody looks at take no memory here.
         self._files: weakref.WeakValueDictionary[str, ImageFile] = weakref.WeakValueDictionary()
+        self._failed: collections.deque[ImageFile] = collections.deque(maxlen=_FAILED)
         self._made_ns = time.time_ns()
 
     def attributes(self) -> Attributes:
@@ -262,14 +282,18 @@ class ImagesDirectory(Node):
         """As Node says; an id that no look at the store has found yet is asked for."""
         return self.file(await self._sights.of(caller).find(name))
 
-    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Children:
         """As Node says: the default listing of Glance. Raises Denied without the policy get_images."""
         return await self.children_of(self._sights.of(caller))
 
-    async def children_of(self, sight: Sight) -> Sequence[tuple[str, Node]]:
+    async def children_of(self, sight: Sight) -> Children:
         """Return the children that an identity sees."""
         check_may_list(sight)
-        return [(image.record.id, self.file(image)) for image in await sight.listed()]
+        return [(image.record.id, functools.partial(self.file, image)) for image in await sight.listed()]
+
+    def listing_version(self) -> object:
+        """As Node says."""
+        return self._sights.generation
 
     def listing_inode(self, caller: Caller) -> int:
         """As Node says."""
@@ -280,8 +304,12 @@ class ImagesDirectory(Node):
         key = image_key(image)
         found = self._files.get(key)
         if found is None:
-            found = self._files[key] = self._file_class(image, self._catalog, self._library, self._sights, self._owner)
+            found = self._files[key] = self._file_class(image, self._catalog, self._library, self._sights, self._owner, self._keep)
         return found
+
+    def _keep(self, node: ImageFile) -> None:
+        if node not in self._failed:
+            self._failed.append(node)
 
     def forget(self, image: CatalogImage) -> ImageFile | None:
         """Drop the node of an image that is gone, and return it."""

@@ -1,13 +1,14 @@
 """This module is instances/: directories made by mkdir and removed by rmdir, and the writable disks in them."""
 
+import functools
 import os
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from imagefs.errors import AlreadyExists, ImagefsError, ImageRefused, InvalidInput, NoAttribute, NotFound, NotPermitted
-from imagefs.files.node import Attributes, Changes, Failures, Node, OpenMode, directory_attributes
+from imagefs.files.node import Attributes, Changes, Children, Failures, Node, OpenMode, directory_attributes
 from imagefs.identity.caller import Caller
 from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import check_name
@@ -144,10 +145,10 @@ class InstanceDirectory(Node):
             raise NotFound(f"instance '{self.instance.record.name}' has no '{name}'")
         return self.disk(name)
 
-    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Children:
         """As Node says."""
         self.check(caller, os.R_OK)
-        return [(name, self.disk(name)) for name in self.instance.disks]
+        return [(name, functools.partial(self.disk, name)) for name in self.instance.disks]
 
     def disk(self, name: str) -> DiskFile:
         """Return the node of a disk; always the same one."""
@@ -256,16 +257,18 @@ class InstancesDirectory(Node):
         self.check(caller, os.X_OK)
         return self.node(self._instances.get(name))
 
-    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Children:
         """As Node says."""
         self.check(caller, os.R_OK)
-        return [(name, self.node(instance)) for name, instance in self._instances.by_name.items()]
+        return [(name, functools.partial(self.node, instance)) for name, instance in self._instances.by_name.items()]
 
     def node(self, instance: Instance) -> InstanceDirectory:
         """Return the node of an instance; always the same one."""
         found = self._nodes.get(instance.record.uuid)
         if found is None:
-            found = self._nodes[instance.record.uuid] = InstanceDirectory(instance, self._instances, self._sights)
+            found = InstanceDirectory(instance, self._instances, self._sights)
+            if not instance.removed:  # as one of a list that was taken before may be
+                self._nodes[instance.record.uuid] = found
         return found
 
     async def make_directory(self, caller: Caller, name: str, mode: int) -> Node:

@@ -43,8 +43,10 @@ class Listing(Node):
         """As Node says."""
         check_read_only(self, flags)
         self.check(caller, os.R_OK)
-        if not self._body:
-            self._body = await self._sights.of(caller).listing()
+        sight = self._sights.of(caller)
+        async with sight.listing_lock:
+            if not self._body:
+                self._body = await sight.listing()
         self._opens += 1
         return OpenMode(uncached=True)
 

@@ -1,13 +1,13 @@
 """This module is names/: the images' names as the caller sees them, as symbolic links."""
 
+import functools
 import os
 import stat
 import time
-from collections.abc import Sequence
 
 from imagefs.errors import NotFound
 from imagefs.files.images import check_may_list, listing_inode
-from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Node, directory_attributes
+from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Children, Node, directory_attributes
 from imagefs.identity.caller import Caller
 from imagefs.sight import Sight, Sights
 
@@ -65,14 +65,19 @@ class NamesDirectory(Node):
             raise NotFound(f"no image is named '{name}'")
         return NameLink(name, image_id, self._sights, self._owner)
 
-    async def children(self, caller: Caller) -> Sequence[tuple[str, Node]]:
+    async def children(self, caller: Caller) -> Children:
         """As Node says. Raises Denied without the policy get_images."""
         return await self.children_of(self._sights.of(caller))
 
-    async def children_of(self, sight: Sight) -> Sequence[tuple[str, Node]]:
+    async def children_of(self, sight: Sight) -> Children:
         """Return the children that an identity sees."""
         check_may_list(sight)
-        return [(name, NameLink(name, image_id, self._sights, self._owner)) for name, image_id in (await sight.names()).items()]
+        link = functools.partial(NameLink, sights=self._sights, owner=self._owner)
+        return [(name, functools.partial(link, name, image_id)) for name, image_id in (await sight.names()).items()]
+
+    def listing_version(self) -> object:
+        """As Node says."""
+        return self._sights.generation
 
     def listing_inode(self, caller: Caller) -> int:
         """As Node says."""

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from imagefs.errors import Denied, NoAttribute, NotFound, NotPermitted, ReadOnly, Unsupported
@@ -23,6 +23,9 @@ SHARED_ATTRIBUTES_TIMEOUT: Final = 1.0
 name, which is looked up and checked each time; with 0 the kernel would ask for attributes before each read of an open disk,
 which halves its IOPS."""
 
+
+Children = Sequence[tuple[str, Callable[[], "Node"]]]
+"""Names in a directory, with what gives their nodes: of a hundred thousand, few are asked for."""
 
 REASON_LIMIT: Final = 4096
 """Characters of a reason in user.imagefs.error."""
@@ -104,13 +107,17 @@ class Node:
         """Return the child of this name. Raises NotFound, Denied."""
         raise NotFound(f"{self!r} has no files in it")
 
-    async def children(self, caller: Caller) -> "Sequence[tuple[str, Node]]":
-        """Return names and nodes of the children that the caller sees, in any order; checked when the directory is opened."""
+    async def children(self, caller: Caller) -> Children:
+        """Return the children that the caller sees, in any order; checked when the directory is opened."""
         raise Unsupported(f"{self!r} is not a directory")
 
     def listing_inode(self, caller: Caller) -> int:
         """Return what names the list of children that the caller sees: callers who may see different ones have different numbers."""
         return self.inode
+
+    def listing_version(self) -> object:
+        """Return what is equal as long as no caller's list of children changes, nor who may have one; None if nothing tells."""
+        return None
 
     async def make_directory(self, caller: Caller, name: str, mode: int) -> "Node":
         """Make a directory in this one."""

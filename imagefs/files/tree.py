@@ -4,7 +4,7 @@ Inode numbers derive from ids, so a handle that an earlier daemon gave out still
 all nodes are gone through once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from imagefs.catalog import Catalog, Snapshot
@@ -13,7 +13,7 @@ from imagefs.files.fixed import RootDirectory, StatusDirectory, flavors_director
 from imagefs.files.images import DiskImageFile, ImageFile, ImagesDirectory, StoredImageFile, listing_inode
 from imagefs.files.instances import InstancesDirectory
 from imagefs.files.names import NamesDirectory
-from imagefs.files.node import Node
+from imagefs.files.node import Children, Node
 from imagefs.flavors import Flavor
 from imagefs.identity.caller import Caller
 from imagefs.instances.registry import Instances
@@ -82,12 +82,12 @@ class Tree:
             self._nodes[inode] = found
         return found
 
-    async def listing(self, number: int) -> Sequence[tuple[str, Node]]:
+    async def listing(self, number: int) -> Children:
         """Return the children that the list of this number has (see Node.listing_inode), for one that an earlier daemon gave out.
 
         Who opened it was checked then, so what does not depend on the caller is listed as root sees it. Raises NotFound.
         """
-        for directory in (self._images, self._raw, self._names):
+        for directory in (self._images, self._raw, self._names, self._status):
             for identity in self._sights.everyone():
                 if listing_inode(directory, identity) == number:
                     return await directory.children_of(self._sights.sight(identity))

@@ -4,13 +4,16 @@ File handles are inode numbers and nothing is kept for them here, so that a rest
 """
 
 import bisect
+import collections
 import contextvars
+import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -28,17 +31,29 @@ from pyfuse3 import (
 
 from imagefs.counters import COUNTERS
 from imagefs.errors import Denied, NotFound, NotPermitted, ReadOnly, Unsupported
-from imagefs.files.node import Attributes, Changes, Node
+from imagefs.files.node import Attributes, Changes, Children, Node
 from imagefs.files.tree import Tree
 from imagefs.fuse.errno import guarded
 from imagefs.identity.caller import Caller, Callers, Groups
 from imagefs.properties.change import Mode
+from imagefs.sight import BREATH
 
 BLOCK_SIZE: Final = 1024 * 1024
 """st_blksize: what cp and cat read at once."""
 
+LISTINGS: Final = 16
+"""Lists of directories that are kept, for those who have them open and who open them next; each may have a hundred thousand entries."""
+
 _ASKED: Final[contextvars.ContextVar[tuple[RequestContext | None, bool]]] = contextvars.ContextVar("asked", default=(None, False))
 """The request that `getxattr` was called for last in this task, and whether it found the attribute."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Listing:
+    """The list of a directory: positions, names and what gives the nodes, as of a version (see Node.listing_version)."""
+
+    version: object
+    entries: list[tuple[int, str, Callable[[], Node]]]
 
 
 class Operations(pyfuse3.Operations):
@@ -54,7 +69,8 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._callers = Callers(groups)
         self._state_path = state_path
-        self._listings: dict[int, list[tuple[int, str, Node]]] = {}
+        self._listings: collections.OrderedDict[int, _Listing] = collections.OrderedDict()
+        self._listing = trio.Lock()
 
     async def _caller(self, context: RequestContext) -> Caller:
         """Return who asks."""
@@ -225,7 +241,12 @@ class Operations(pyfuse3.Operations):
         caller = await self._caller(ctx)
         directory = self._tree.node(inode)
         number = directory.listing_inode(caller)
-        self._listings[number] = _ordered(await directory.children(caller))
+        async with self._listing:  # one at a time: each takes its time and its room, and the next one may find it done
+            version = directory.listing_version()
+            known = self._listings.pop(number, None)
+            if known is None or version is None or known.version != version:
+                known = _Listing(version, await _ordered(await directory.children(caller)))
+            self._keep(number, known)
         return FileHandleT(number)
 
     @guarded
@@ -233,9 +254,12 @@ class Operations(pyfuse3.Operations):
         """List entries behind position `start_id`, with their attributes."""
         listing = self._listings.get(fh)
         if listing is None:
-            listing = self._listings[fh] = _ordered(await self._tree.listing(fh))
-        for index in range(bisect.bisect_right(listing, start_id, key=_first), len(listing)):
-            position, name, node = listing[index]
+            listing = _Listing(None, await _ordered(await self._tree.listing(fh)))
+            self._keep(fh, listing)
+        entries = listing.entries
+        for index in range(bisect.bisect_right(entries, start_id, key=_first), len(entries)):
+            position, name, give = entries[index]
+            node = give()
             try:
                 shown = packed(node.attributes())
             except NotFound:  # removed since the list was taken
@@ -246,8 +270,16 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def releasedir(self, fh: FileHandleT) -> None:
-        """Forget the list."""
-        self._listings.pop(fh, None)
+        """Forget the list, unless the next to open the directory may find it as good as new."""
+        listing = self._listings.get(fh)
+        if listing is not None and listing.version is None:
+            del self._listings[fh]
+
+    def _keep(self, number: int, listing: "_Listing") -> None:
+        """Keep a list for those who read it; one that is not there any more is made again for them."""
+        self._listings[number] = listing
+        if len(self._listings) > LISTINGS:
+            self._listings.popitem(last=False)
 
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """What was made or removed is durable before it is answered."""
@@ -332,8 +364,15 @@ def _check_supported(name: bytes) -> None:
         raise Unsupported("there are no access control lists and no security labels here")
 
 
-def _ordered(children: Sequence[tuple[str, Node]]) -> list[tuple[int, str, Node]]:
-    return sorted((_position(name), name, node) for name, node in children)
+async def _ordered(children: Children) -> list[tuple[int, str, Callable[[], Node]]]:
+    """Return the children by their positions. Other requests have their turn meanwhile: there may be a hundred thousand."""
+    entries: list[tuple[int, str, Callable[[], Node]]] = []
+    for name, give in children:
+        entries.append((_position(name), name, give))
+        if len(entries) % BREATH == 0:
+            await trio.lowlevel.checkpoint()
+    entries.sort(key=_first)
+    return entries
 
 
 def _position(name: str) -> int:
@@ -341,5 +380,5 @@ def _position(name: str) -> int:
     return int.from_bytes(digest, "little") & (2**62 - 1) or 1
 
 
-def _first(entry: tuple[int, str, Node]) -> int:
+def _first(entry: tuple[int, str, Callable[[], Node]]) -> int:
     return entry[0]

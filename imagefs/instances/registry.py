@@ -21,14 +21,14 @@ import msgspec
 import trio
 
 from imagefs.catalog import Catalog, CatalogImage
-from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound, StateDamaged
+from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound, StateDamaged, StoreUnavailable
 from imagefs.flavors import Flavor
 from imagefs.identity.caller import Caller
 from imagefs.instances.fit import check_fit, plan_disks
 from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import RECORD, DiskRecord, InstanceRecord, check_name, encode, read_record
 from imagefs.instances.steps import explained, make_directory, make_disks, move_to_trash, never_completed, purge, remove_strays
-from imagefs.library import ImageDisk, Library
+from imagefs.library import ImageDisk, Library, OpenImage
 from imagefs.sealed import write_durably
 from imagefs.statedir import StateDirectory
 from imagefs.threads import Lane, run
@@ -36,6 +36,9 @@ from imagefs.threads import Lane, run
 log = logging.getLogger(__name__)
 
 CLOSING_SECONDS: Final = 0.05
+OPENING_SECONDS: Final = 20.0
+"""How long the image of a new instance may take to open. The kernel does nothing else with the instance meanwhile, and who then removes it
+makes it hold up instances/ as a whole."""
 
 
 class Instances:
@@ -125,7 +128,11 @@ class Instances:
         async with self._changing(instance):
             self.check_new(instance, "image")
             check_fit(image, instance.record.flavor)
-            opened = await self._library.open(image)
+            opened: OpenImage | None = None
+            with trio.move_on_after(OPENING_SECONDS):
+                opened = await self._library.open(image)
+            if opened is None:
+                raise StoreUnavailable(f"image {image.record.id} could not be opened in {OPENING_SECONDS:.0f} s: try again")
             virtual_size = opened.as_disk().size
             disks = plan_disks(image, virtual_size, instance.record)
             base_identity = f"{image.record.id}@{image.data_version}"

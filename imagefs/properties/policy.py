@@ -12,10 +12,11 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Self, cast
 
+import yaml
 from oslo_policy import policy
 
 from imagefs.errors import InvalidInput
@@ -203,17 +204,35 @@ def _parse_file(text: str, path: Path) -> object:
     if path.suffix == ".json":
         # YAML forbids tabs where JSON has them
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=lambda pairs: _each_once(pairs, path))
         except (ValueError, RecursionError):
             pass
     try:
-        return policy.parse_file_contents(text)
+        found = policy.parse_file_contents(text)
+        mapping = yaml.compose(text, Loader=yaml.SafeLoader)
     except Exception as error:  # YAML's, and what its constructors raise for dates that are none or for text nested too deeply
         cause = error.__context__
         mark = getattr(cause, "problem_mark", None)
         line = "" if mark is None else f"line {mark.line + 1}: "
         reason = getattr(cause, "problem", None) or " ".join(str(error).split())
         raise InvalidInput(f"policy file {path}: {line}it is neither YAML nor JSON: {reason}") from None
+    if isinstance(mapping, yaml.MappingNode):
+        _each_once(((key.value, key.start_mark.line + 1) for key, _ in mapping.value), path, "line")
+    return found
+
+
+def _each_once(pairs: Iterable[tuple[str, object]], path: Path, where: str = "") -> dict[str, object]:
+    """Return the pairs as a dict. Raises InvalidInput for a name that is there twice: of its rules the last one would count, and the others not.
+
+    With `where` the values are what tells where the name stands, in that unit.
+    """
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            place = f"{where} {value}: " if where else ""
+            raise InvalidInput(f"policy file {path}: {place}policy {quoted(name)} is there already: leave one of the two")
+        found[name] = value
+    return found
 
 
 def _parse(rule: Rule) -> object:

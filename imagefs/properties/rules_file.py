@@ -16,7 +16,7 @@ def read_rules(path: Path, kind: str) -> bytes:
     try:
         with open(path, "rb", opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InvalidInput(f"{kind} {path}: it is not a regular file")
+                raise InvalidInput(f"{kind} {path}: it is not a regular file: name one that is")
             body = file.read(SIZE_LIMIT + 1)
     except FileNotFoundError:
         raise InvalidInput(f"{kind} {path}: there is no such file: correct its name in the configuration, or make it") from None
@@ -25,7 +25,7 @@ def read_rules(path: Path, kind: str) -> bytes:
     except OSError as error:
         raise InvalidInput(f"{kind} {path}: it cannot be read ({error.strerror}): let the user that imagefs runs as read it") from None
     if len(body) > SIZE_LIMIT:
-        raise InvalidInput(f"{kind} {path}: it has more than {SIZE_LIMIT} bytes, which is too much for a file of rules")
+        raise InvalidInput(f"{kind} {path}: it has more than {SIZE_LIMIT} bytes, which is too much for a file of rules: name another one")
     return body
 
 

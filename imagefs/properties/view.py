@@ -60,7 +60,7 @@ def as_xattrs(record: ImageRecord, readable: Mapping[str, str]) -> XattrView:
 def listing_line(record: ImageRecord, readable: Mapping[str, str], listed: bool, member_status: str | None) -> bytes:
     """Return the image as one line of JSON with its newline: core attributes with Glance's types, then the readable properties.
 
-    Null attributes are left out. `imagefs.listed` tells whether the caller's default listing has the image, and
+    Null attributes are left out. `imagefs.listed` tells whether the caller's default listing has the image, or would if it were not hidden, and
     `imagefs.member_status` is the status of its project's membership, if it has one; properties cannot forge them. Text that is not
     UTF-8 has U+FFFD for what JSON cannot represent.
     """

@@ -46,7 +46,8 @@ def open_store(
     except ConfigError as error:
         mistakes += error.mistakes
     if mistakes or store is None:
-        raise ConfigError(f"store {url}", mistakes)
+        # a URL may hold a password where none belongs
+        raise ConfigError("[store]" if url.startswith(GLANCE) and set(url) & set("@?#") else f"store {url}", mistakes)
     return store
 
 

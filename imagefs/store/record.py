@@ -70,6 +70,15 @@ class ImageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """Flat layout only: the key of the object; never stored."""
 
 
+def data_versions(record: ImageRecord) -> tuple[str, ...]:
+    """Return what names the bytes of an image: the best name first, and then those that it had before its hashes were known.
+
+    A Glance may make an image active first and hash it afterwards, or never. Without a hash it is the image itself that names its bytes: an
+    id is used once, and nothing changes the bytes of an image.
+    """
+    return (*filter(None, (record.os_hash_value, record.checksum)), f"{record.created_at}-{record.size}")
+
+
 class _Envelope(msgspec.Struct, frozen=True):
     format: str
     version: int

@@ -3,10 +3,14 @@
 import io
 import logging
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
+import urllib3
 
 from imagefs.errors import AlreadyExists, ConfigError, Conflict, ImagefsError, NotFound, NotPermitted, StoreRefused, StoreUnavailable, VersionChanged
 from imagefs.store.factory import open_store
@@ -25,7 +29,7 @@ from tests.support.s3proxy import Fault, FaultProxy, Request
 pytestmark = pytest.mark.glance
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
-QUICK = Timeouts(connect=2.0, read=1.5)
+QUICK = Timeouts(connect=2.0, read=1.5, write=2.5)
 
 
 def nothing_direct() -> DirectStores:
@@ -432,6 +436,19 @@ def test_a_token_that_was_revoked_is_renewed_unnoticed(keystone: FakeKeystone, g
         assert len(keystone.issued) == before + 1
 
 
+def test_requests_that_are_refused_at_once_get_over_it_together(keystone: FakeKeystone, glance: Glance, image: str) -> None:
+    """While one request drops the revoked token and Keystone is away, the others are as unavailable as that one: a guest's read is tried again."""
+    store = store_at(glance.endpoint_url, keystone.cloud)
+    data = store.data(store.find(image).record)
+    keystone.failing = True
+    keystone.revoke_all()
+    with ThreadPoolExecutor(8) as readers:
+        failures = [readers.submit(lambda: list(data.stream(0, 10))).exception for _ in range(8)]
+    assert {type(failure()) for failure in failures} == {StoreUnavailable}
+    keystone.failing = False
+    assert b"".join(data.stream(0, 10)) == BODY[:10]
+
+
 def test_a_token_is_renewed_before_it_ends(keystone: FakeKeystone, glance: Glance) -> None:
     """A token that ends within two minutes is not used any more: a long request would outlive it."""
     keystone.lifetime = 60.0
@@ -500,6 +517,55 @@ def test_the_cloud_comes_from_the_environment_too(glance_cloud: Glance, monkeypa
     assert open_store(f"{glance_cloud.url}/v2").find(image).record.id == image
     with pytest.raises(ConfigError, match="nowhere"):
         open_store(glance_cloud.url, glance=GlanceOptions(cloud="nowhere"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["clouds: [1]", "clouds: {broken: null}", "clouds: {broken: [1]}", "clouds: {broken: {auth: 5}}", "clouds: {broken: {", "text", None],
+)
+def test_a_broken_clouds_file_is_a_mistake_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    """Whatever is in clouds.yaml, and without one, the message says which file to look at."""
+    clouds = tmp_path / "clouds.yaml"
+    if text is not None:
+        clouds.write_text(text)
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(clouds))
+    with pytest.raises(ConfigError, match=r"cloud: .*clouds\.yaml"):
+        open_store("glance:http://127.0.0.1:1", glance=GlanceOptions(cloud="broken"))
+
+
+def test_certificates_that_are_not_there_are_a_mistake_of_the_configuration(glance_cloud: Glance, tmp_path: Path) -> None:
+    """The message names the file of cacert in clouds.yaml."""
+    glance_cloud.write_clouds({"ca": {"auth_type": "admin_token", "auth": {"endpoint": "x", "token": "t"}, "cacert": str(tmp_path / "none.pem")}})
+    with pytest.raises(ConfigError, match=r"none\.pem cannot be read"):
+        open_store("glance:https://127.0.0.1:1", glance=GlanceOptions(cloud="ca"))
+
+
+def test_certificates_that_are_not_checked_are_warned_of_once(glance_cloud: Glance, caplog: pytest.LogCaptureFixture) -> None:
+    """Verify: false in clouds.yaml is the operator's word, which the log repeats when the store is opened, and not at each request."""
+    account = {"auth_type": "admin_token", "auth": {"endpoint": "x", "token": "t"}, "verify": False}
+    glance_cloud.write_clouds({"unchecked": account})
+    with warnings.catch_warnings(record=True) as warned:
+        open_store("glance:https://127.0.0.1:1", glance=GlanceOptions(cloud="unchecked"))
+        warnings.warn("a request", urllib3.exceptions.InsecureRequestWarning, stacklevel=1)
+    assert warned == []
+    assert [record.levelname for record in caplog.records if "certificates are not checked" in record.message] == ["WARNING"]
+
+
+def test_the_url_of_a_keystone_that_is_none_is_a_refusal(keystone: FakeKeystone, glance: Glance) -> None:
+    """The message names auth_url, and does not repeat it: it may hold a password."""
+    keystone.url = "http://user:canary@[::1/v3"
+    keystone.write_cloud(PASSWORD)
+    with pytest.raises(StoreRefused, match="mend auth_url") as caught:
+        store_at(glance.endpoint_url, keystone.cloud).check()
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["glance:http://user:canary@host", "glance:http://host?token=canary", "glance:http://host#canary"])
+def test_a_wrong_url_is_not_repeated(url: str) -> None:
+    """A message about a URL that may hold a password does not show it."""
+    with pytest.raises(ConfigError, match="no credentials") as caught:
+        open_store(url)
+    assert "canary" not in str(caught.value)
 
 
 def test_requests_leave_from_the_source_address(glance_cloud: Glance, proxy: FaultProxy, image: str) -> None:

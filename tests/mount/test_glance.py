@@ -1,5 +1,6 @@
 """A mount over a real Glance: the same tree, attributes written through, bytes over the API and directly."""
 
+import hashlib
 import os
 import uuid
 from pathlib import Path
@@ -20,6 +21,12 @@ def configured(directory: Path, glance: Glance, *, direct: bool) -> Path:
     if direct:
         extra += f'direct_stores = ["{glance.images.as_uri()}"]\n'
     return write_config(directory, store=glance.url, extra=extra)
+
+
+def first_bytes(file: Path, length: int) -> bytes:
+    """Return the first bytes of a disk, which has many more."""
+    with file.open("rb") as disk:
+        return disk.read(length)
 
 
 @pytest.mark.parametrize("direct", [False, True], ids=["api", "direct"])
@@ -47,6 +54,23 @@ def test_a_property_written_to_the_mount_is_in_glance(tmp_path: Path, glance_clo
         assert os.getxattr(file, "user.colour") == b"blue"
     shown = glance_cloud.show(image_id)
     assert (shown["colour"], "theirs" in shown) == ("blue", False)
+
+
+def test_the_disk_of_an_image_without_hashes_lasts(tmp_path: Path, glance_cloud: Glance) -> None:
+    """An image that was registered by its location has no hashes: its disks outlive a change of a property, and hashes that come later."""
+    image_id, hashes = str(uuid.uuid4()), (hashlib.md5(BODY).hexdigest(), hashlib.sha512(BODY).hexdigest())
+    glance_cloud.add_image(image_id, BODY, colour="red")
+    glance_cloud.set_hashes(image_id, None, None)
+    config = configured(tmp_path, glance_cloud, direct=False)
+    disk = tmp_path / "mnt" / "instances" / "one" / "vda"
+    with mounted(tmp_path, config) as mount:
+        mount.imagefs("instance", "create", "one", "--image", image_id, "--flavor", "m1.tiny")
+        os.setxattr(mount.mountpoint / "images" / image_id, "user.colour", b"blue")
+    with mounted(tmp_path, config):
+        assert first_bytes(disk, len(BODY)) == BODY
+    glance_cloud.set_hashes(image_id, *hashes)
+    with mounted(tmp_path, config):
+        assert first_bytes(disk, len(BODY)) == BODY
 
 
 def test_the_commands_work_on_a_glance(tmp_path: Path, glance_cloud: Glance) -> None:

@@ -227,8 +227,16 @@ def test_lists_of_each_user(scene: Scene) -> None:
     assert scene.names(STRANGER, "--hidden") == scene.names(OWNER, "--hidden") == ["hidden"]
     assert scene.names(OWNER, "--project", "ours", "--sort", "visibility", "--limit", "2") == ["community", "private"]
     assert scene.names(ROOT, "--all") == ["community", "private", "public", "shared"]
-    assert "Permission denied" in scene.refused(NOBODY, "image", "list")
+    assert "the policy get_images does not let you list images" in scene.refused(NOBODY, "image", "list")
     assert "you may not list images" in scene.refused(NOBODY, "image", "show", "public")
+
+
+def test_status_is_for_everybody(scene: Scene) -> None:
+    """Every user is shown what is mounted; how full the cache is belongs to who mounted, and images count only for who may list them."""
+    scene.create("base", "--public")
+    shown = {uid: json.loads(scene.do(uid, "status", "-f", "json")) for uid in (ROOT, OWNER, NOBODY)}
+    assert [found["images"] for found in shown.values()] == [1, 1, None]
+    assert ["cache" in found for found in shown.values()] == [True, False, False]
 
 
 def test_filters_by_a_property_do_not_tell_what_may_not_be_read(scene: Scene) -> None:

@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -325,6 +326,17 @@ def test_images_that_may_not_be_downloaded_make_no_instances(stage: Stage, image
             assert who.errno("setxattr", str(directory), "user.image", unknown) == expected
             assert who.call("getxattr", str(directory), "user.imagefs.error").decode() == reason.replace(image.id, unknown.decode())
         directory.rmdir()
+
+
+@EACH_IMAGE
+def test_root_of_a_user_namespace_is_the_user_it_was(stage: Stage, image: ImageRecord) -> None:
+    """A user who is root in a namespace of its own sees what it saw before: the kernel tells imagefs its real number."""
+    for name in ("owner", "colleague", "guest", "stranger", "nobody"):
+        uid = PEOPLE[name].uid
+        ids = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+        inside = ["sh", "-c", 'id -u; stat -c %s "$1"', "sh", stage.path(image)]
+        done = subprocess.run(["setpriv", *ids, "unshare", "--user", "--map-root-user", *inside], capture_output=True, text=True, check=False)
+        assert done.stdout == (f"0\n{len(BODY)}\n" if sees(PEOPLE[name], image) else "0\n"), (name, done.stderr)
 
 
 def test_counts_are_not_for_everybody(stage: Stage) -> None:

@@ -52,6 +52,20 @@ def test_mount_in_the_background_is_usable_when_it_returns(tmp_path: Path) -> No
         assert has_ended(pid)
 
 
+def test_mount_without_standard_descriptors(tmp_path: Path) -> None:
+    """Whoever starts the command with standard input, output and error closed, as some daemons do, gets a usable mount and status 0 as well."""
+    config = write_config(tmp_path)
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    try:
+        done = subprocess.run([*closing, *IMAGEFS, "-c", str(config), "mount"], timeout=90, check=False)
+        assert done.returncode == 0
+        assert filesystem_type(tmp_path / "mnt") == "fuseblk"
+        assert "ok" not in (tmp_path / "state" / "imagefs.log").read_text().split()
+        assert subprocess.run([*closing, *IMAGEFS, "-c", str(config), "image", "list"], timeout=90, check=False).returncode == 0
+    finally:
+        run_imagefs(config, "umount", check=False)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_unmounts(tmp_path: Path, number: signal.Signals) -> None:
     """SIGTERM and SIGINT end the daemon and its mount, with exit status 0."""

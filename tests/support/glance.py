@@ -139,6 +139,14 @@ class Glance:
         with contextlib.closing(sqlite3.connect(self.directory / "glance.db", timeout=10)) as database, database:
             database.execute("UPDATE image_locations SET value = ? WHERE image_id = ?", (url, image_id))
 
+    def set_hashes(self, image_id: str, checksum: str | None, os_hash_value: str | None) -> None:
+        """Let Glance's database have these hashes of an image: none is what it has of one that was registered by its location."""
+        algorithm = None if os_hash_value is None else "sha512"
+        with contextlib.closing(sqlite3.connect(self.directory / "glance.db", timeout=10)) as database, database:
+            database.execute(
+                "UPDATE images SET checksum = ?, os_hash_algo = ?, os_hash_value = ? WHERE id = ?", (checksum, algorithm, os_hash_value, image_id)
+            )
+
     def leftovers(self, image_id: str) -> list[str]:
         """Return what there is of an image: its record, its file."""
         found = [f"record {image_id}"] if self.request("GET", f"/v2/images/{image_id}").status != 404 else []

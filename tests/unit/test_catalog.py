@@ -125,11 +125,19 @@ async def test_look_at_a_listing_with_records_reads_none(tmp_path: Path) -> None
 
 
 def test_bytes_are_named_by_their_hash_if_there_is_one() -> None:
-    """A change of a property is none of the bytes: without SHA-512 the MD5 names them, and only without any hash the record's version."""
-    bare = msgspec.structs.replace(record(A, "one"), os_hash_value=None)
+    """SHA-512, else MD5, else what never changes of an image; an object of the flat layout by its store's version."""
+    bare = msgspec.structs.replace(record(A, "one", created="2026-01-01T00:00:00Z"), os_hash_value=None, size=5)
     hashed = msgspec.structs.replace(bare, checksum="md5", os_hash_value="sha512")
-    versions = [CatalogImage(image, "7").data_version for image in (hashed, msgspec.structs.replace(hashed, os_hash_value=None), bare)]
-    assert versions == ["sha512", "md5", "7"]
+    images = (hashed, msgspec.structs.replace(hashed, os_hash_value=None), bare, msgspec.structs.replace(bare, key="one"))
+    assert [CatalogImage(image, "7").data_version for image in images] == ["sha512", "md5", "2026-01-01T00:00:00Z-5", "7"]
+
+
+def test_bytes_keep_the_names_that_they_had_before_they_were_hashed() -> None:
+    """A Glance may hash an image after it is active: its bytes are the same ones; those of another hash are not."""
+    bare = msgspec.structs.replace(record(A, "one"), os_hash_value=None, size=5)
+    hashed, other = (CatalogImage(msgspec.structs.replace(bare, os_hash_value=value), "8") for value in ("h", "i"))
+    assert CatalogImage(bare, "7").data_version in hashed.data_versions
+    assert hashed.data_version not in other.data_versions
 
 
 async def test_look_at_a_store_that_is_down_keeps_the_catalog(tmp_path: Path) -> None:
@@ -328,3 +336,12 @@ def test_database_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> N
         RecordDatabase(path, "test:")
     assert path.is_dir()
     assert not (tmp_path / "db.damaged").exists()
+
+
+def test_a_key_that_is_not_utf8_is_kept(tmp_path: Path) -> None:
+    """A file of a flat store may have any bytes in its name: the database keeps them as they are."""
+    database = RecordDatabase(tmp_path / "db", "test:")
+    odd = msgspec.structs.replace(record(A), key="b\udcffd.raw")
+    plain = msgspec.structs.replace(record(B), key="gr\u00fc\u00dfe.raw")
+    database.save([CatalogImage(odd, "1"), CatalogImage(plain, "1"), CatalogImage(record(C), "1")], [])
+    assert {image_id: image.record.key for image_id, image in database.load().items()} == {A: odd.key, B: plain.key, C: None}

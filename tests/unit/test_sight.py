@@ -5,16 +5,17 @@ from typing import cast
 
 import msgspec
 import pytest
+from trio.testing import MockClock
 
 from imagefs.catalog import Catalog, CatalogImage, RecordDatabase
 from imagefs.config import IdentityConfig, MapEntry
-from imagefs.errors import NotFound
+from imagefs.errors import NotFound, StoreUnavailable
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity, IdentityMap
 from imagefs.properties.access import Access
 from imagefs.properties.policy import Policies
 from imagefs.properties.protection import UNPROTECTED, Protection
-from imagefs.sight import COMMON_LIMIT, Sights
+from imagefs.sight import COMMON_LIMIT, QUESTIONS, QUESTIONS_PER_SECOND, Sights
 from imagefs.store.protocol import ImageStore, StoredRecord
 from imagefs.store.record import ImageRecord, Member
 
@@ -77,6 +78,30 @@ async def test_an_image_that_is_not_seen_is_as_one_that_does_not_exist(tmp_path:
         assert (await sights.of(OWNER).find(record.id)).record == record
     with pytest.raises(NotFound):
         await sights.of(OWNER).find("../../etc")
+
+
+async def test_a_store_that_fails_does_not_tell_who_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store is down an unknown id is as absent as a hidden image; an admin is told what is wrong."""
+    hidden, unknown = image(1, "private"), image(2, "unknown")
+    sights = make_sights(tmp_path, hidden)
+
+    def fail(self: Shelf, image_id: str) -> StoredRecord:
+        raise StoreUnavailable("the store is down")
+
+    monkeypatch.setattr(Shelf, "find", fail)
+    for record in (hidden, unknown):
+        with pytest.raises(NotFound, match=f"^there is no image {record.id}$"):
+            await sights.of(STRANGER).find(record.id)
+    with pytest.raises(StoreUnavailable):
+        await sights.of(Caller(0, 0)).find(unknown.id)
+
+
+async def test_an_id_is_never_taken_for_a_name(tmp_path: Path) -> None:
+    """An image that is named like the id of one that is gone does not take its place."""
+    gone = image(9, "gone").id
+    sights = make_sights(tmp_path, image(1, gone))
+    with pytest.raises(NotFound):
+        await sights.of(OWNER).resolve(gone)
 
 
 async def test_names_are_those_of_the_callers_own_list(tmp_path: Path) -> None:
@@ -152,3 +177,33 @@ def test_a_map_that_is_too_large_makes_nothing_public(tmp_path: Path) -> None:
     sights = make_sights(tmp_path, public, access=Access(Policies.of({"get_image": "@"}), UNPROTECTED))
     sights._common = [Identity(project_id=str(number)) for number in range(COMMON_LIMIT + 1)]
     assert not sights.is_public(CatalogImage(public, "1"))
+
+
+async def test_trying_out_ids_does_not_load_the_store(tmp_path: Path, mock_clock: MockClock) -> None:
+    """Who asks for many ids that no look has found soon has few of them looked for; others, and admins, are not touched by that."""
+    sights = make_sights(tmp_path)
+    shelf = cast("Shelf", sights._catalog._store)
+
+    async def ask(caller: Caller, times: int) -> int:
+        before = shelf.asked
+        for number in range(times):
+            with pytest.raises(NotFound, match=r"^there is no image|^[0-9a-f-]{36}$"):
+                await sights.of(caller).find(f"{number:08x}-2222-4222-8222-222222222222")
+        return shelf.asked - before
+
+    assert await ask(STRANGER, 3 * QUESTIONS) == QUESTIONS
+    assert await ask(OWNER, 3) == 3
+    mock_clock.jump(5)
+    assert await ask(STRANGER, 3 * QUESTIONS) == 5 * QUESTIONS_PER_SECOND
+    assert await ask(Caller(0, 0), 3 * QUESTIONS) == 3 * QUESTIONS
+
+
+async def test_more_members_than_an_attribute_holds_are_left_out(tmp_path: Path) -> None:
+    """A list of members over 64 KiB is counted as omitted and not listed: nobody could read it."""
+    few, many = (tuple(Member(f"{number:03}" + "\U0001f600" * 250) for number in range(count)) for count in (2, 128))
+    sights = make_sights(tmp_path, image(1, "few", visibility="shared", members=few), image(2, "many", visibility="shared", members=many))
+    sight = sights.of(OWNER)
+    assert "user.imagefs.members" in sight.xattrs(await sight.resolve("few")).xattrs
+    shown = sight.xattrs(await sight.resolve("many")).xattrs
+    assert "user.imagefs.members" not in shown
+    assert shown["user.imagefs.omitted"] == b"1"

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,22 +40,24 @@ if TYPE_CHECKING:
 POOL_CONNECTIONS: Final = 64
 """Above all lanes of `threads` that talk to the store together, so that no thread waits for a connection."""
 KEYSTONE_TIMEOUT: Final = 10.0
-WRITE_TIMEOUT: Final = 30.0
-"""Seconds until a small write must be answered."""
 UPLOAD_TIMEOUT: Final = 600.0
 """Seconds until the server must answer after the last byte of an image: it may write it through to slow disks first."""
 JSON_PATCH: Final = "application/openstack-images-v2.1-json-patch"
 _VARIABLES: Final = ("OS_CLOUD", "OS_AUTH_URL", "OS_AUTH_TYPE", "OS_TOKEN")
 """Any of them says that there is a cloud to authenticate at; with none of them requests go without a token."""
 _CONFIG_ORIGIN: Final = "[store.glance]"
+_HINT: Final = ": see that clouds.yaml ($OS_CLIENT_CONFIG_FILE, else in ., ~/.config/openstack or /etc/openstack) is there, readable and sound YAML"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds to wait for a connection and for the next bytes of an answer."""
+    """Seconds to wait for a connection, for the next bytes of an answer, and for the answer to a write."""
 
     connect: float = 3.0
     read: float = 10.0
+    write: float = 30.0
 
 
 class Connection:
@@ -79,6 +82,7 @@ class Connection:
         self.retry = retry or SmallRetry()
         self._timeouts = timeouts or Timeouts()
         self._sleep = sleep
+        self._renewing = threading.Lock()
         self._session = _open_session(cloud)
         self._session.session.mount(f"{endpoint}/", _Pool(source_address))
 
@@ -101,7 +105,7 @@ class Connection:
         Raises what `refusal` says for an answer that is none, StoreUnavailable for one that is broken.
         """
         headers = {} if json is None else {"Content-Type": content_type}
-        timeout = (self._timeouts.connect, self._timeouts.read if method == "GET" else max(self._timeouts.read, WRITE_TIMEOUT))
+        timeout = (self._timeouts.connect, self._timeouts.read if method == "GET" else self._timeouts.write)
         with self._exchange(doing, method, path, headers=headers, params=params, json=json, timeout=timeout) as response:
             return self._object_in(doing, method, response)
 
@@ -146,11 +150,12 @@ class Connection:
         """Send a request, again with a new token after a 401 if `renew`, and yield the answer with its body unread."""
         COUNTERS.store_requests += 1
         while True:
+            token = self._token_headers()
             try:
                 response = self._session.request(
                     f"{self.endpoint}{path}",
                     method,
-                    headers={**headers, **self._token_headers(), "Accept-Encoding": "identity"},
+                    headers={**headers, **token, "Accept-Encoding": "identity"},
                     authenticated=False,
                     stream=True,
                     redirect=False,
@@ -162,7 +167,7 @@ class Connection:
             except (keystone.ConnectionError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise self._unreachable(doing, error) from None
             with contextlib.closing(response):
-                if response.status_code == 401 and renew and self._session.auth is not None and self._session.invalidate():
+                if response.status_code == 401 and renew and self._renew(token):
                     renew = False
                     continue
                 yield response
@@ -173,6 +178,13 @@ class Connection:
             return {}
         with self._keystone_explained():
             return dict(self._session.get_auth_headers() or {})
+
+    def _renew(self, refused: Mapping[str, str]) -> bool:
+        """Tell whether there is another token than the one that was refused, or can be. Raises StoreError if Keystone gives none."""
+        if self._session.auth is None:
+            return False
+        with self._renewing:  # of many requests that are refused at once one drops the token, and the others must not give up over that
+            return self._token_headers() != refused or bool(self._session.invalidate())
 
     def _object_in(self, doing: str, method: str, response: requests.Response) -> dict[str, Any]:
         """Return the JSON object of a good answer, bounded in size. Raises what a bad one means."""
@@ -204,6 +216,8 @@ class Connection:
             raise StoreUnavailable(f"{doing}: the cloud's Keystone does not answer ({type(error).__name__})") from None
         except keystone.Unauthorized:
             raise StoreRefused(f"{doing}: the cloud's Keystone refuses the credentials: mend them in clouds.yaml or the OS_ variables") from None
+        except ValueError:
+            raise StoreRefused(f"{doing}: the URL of the cloud's Keystone is none: mend auth_url in clouds.yaml or the OS_ variables") from None
         except keystone.ClientException as error:
             raise StoreRefused(
                 f"{doing}: the cloud's Keystone does not give one ({type(error).__name__}): check the cloud of [store.glance]"
@@ -252,9 +266,23 @@ def _open_session(cloud: str | None) -> Session:
                 warnings.simplefilter("ignore")
                 session = OpenStackConfig().get_one(cloud=cloud).get_session()
         except (ConfigException, keystone.ClientException, OSError, ValueError) as error:
-            raise ConfigError(_CONFIG_ORIGIN, [f"cloud: {' '.join(str(error).split())[:300]}"]) from error
+            raise ConfigError(_CONFIG_ORIGIN, [f"cloud: {' '.join(str(error).split())[:300].rstrip('.')}{_HINT}"]) from error
+        except (AttributeError, KeyError, TypeError) as error:  # what openstacksdk makes of a file whose parts are not of the kind they should be
+            raise ConfigError(_CONFIG_ORIGIN, [f"cloud: what clouds.yaml has of {cloud or 'it'} is not as it should be{_HINT}"]) from error
+    _check_certificates(session)
     session.timeout = session.timeout or KEYSTONE_TIMEOUT
     return session
+
+
+def _check_certificates(session: Session) -> None:
+    """Log that certificates are not checked, if so. Raises ConfigError for a file that is not there: requests would say so at each request."""
+    certificate = session.cert if isinstance(session.cert, tuple) else (session.cert,)
+    for path in (session.verify, *certificate):
+        if isinstance(path, str) and not os.access(path, os.R_OK):
+            raise ConfigError(_CONFIG_ORIGIN, [f"cloud: {path} cannot be read: mend cacert, cert and key of the cloud in clouds.yaml"])
+    if session.verify is False:
+        warnings.filterwarnings("ignore", category=urllib3.exceptions.InsecureRequestWarning)  # one for each request
+        _log.warning("certificates are not checked, so that anybody on the way may read the token: set cacert and not verify in clouds.yaml")
 
 
 def _quiet_loggers() -> None:

@@ -99,11 +99,6 @@ def stored(record: ImageRecord) -> StoredRecord:
     return StoredRecord(record, hashlib.sha256(msgspec.json.encode(record, order="sorted")).hexdigest()[:32])
 
 
-def data_version(record: ImageRecord) -> str:
-    """Return what names the image's bytes. Without a hash it is the image itself, since Glance never changes the bytes of an image."""
-    return record.os_hash_value or record.checksum or f"{record.created_at}-{record.size}"
-
-
 def encode_new(record: ImageRecord) -> dict[str, Any]:
     """Return the body of the POST that makes the image, without its bytes; it is not protected and has no members yet.
 

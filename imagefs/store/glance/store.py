@@ -29,11 +29,11 @@ from imagefs.store.glance.direct import DirectStores
 from imagefs.store.glance.intake import UploadBody, check_arrived
 from imagefs.store.glance.listing import list_images
 from imagefs.store.glance.members import READERS, Memberships
-from imagefs.store.glance.record import GONE, data_version, decode_image, encode_new, locations, stored
+from imagefs.store.glance.record import GONE, decode_image, encode_new, locations, stored
 from imagefs.store.glance.update import Updates
 from imagefs.store.intake import Intake
 from imagefs.store.protocol import DataObject, Entry, Listed, Progress, StoredRecord
-from imagefs.store.record import ImageRecord, is_image_id
+from imagefs.store.record import ImageRecord, data_versions, is_image_id
 
 ADMIN: Final = "admin"
 
@@ -122,14 +122,14 @@ class GlanceStore:
             raise self._not_found(record.id)
         if present.size is None or present.status not in ("active", "deactivated"):
             raise ImageRefused(f"image {record.id} in {self._url}: its status is {present.status}: it has no bytes to read yet")
-        if (present.size, present.os_hash_value, present.checksum) != (record.size, record.os_hash_value, record.checksum):
+        names = data_versions(present)
+        if present.size != record.size or data_versions(record)[0] not in names:
             raise VersionChanged(f"image {record.id} in {self._url} has other bytes now: list the images again")
-        version = data_version(present)
         if self._direct:
-            direct = self._direct.open(record.id, locations(document), present.size, version)
+            direct = self._direct.open(record.id, locations(document), present.size, names[0])
             if direct is not None:
                 return direct
-        return GlanceData(self._connection, record.id, present.size, version, present.checksum)
+        return GlanceData(self._connection, record.id, present.size, names[0], present.checksum)
 
     def digest_page(self, record: ImageRecord, page: int) -> bytes:
         """Raise NotFound: Glance keeps no digests."""

@@ -28,7 +28,8 @@ def project(mount: FakeMount) -> FakeMount:
     mount.add_image("their-community", visibility="community", owner="them", listed=False)
     for status in ("accepted", "pending", "rejected"):
         mount.add_image(f"their-{status}", visibility="shared", owner="them", listed=status == "accepted", member_status=status)
-    mount.add_image("own-hidden", visibility="private", owner="us", listed=False, os_hidden="true")
+    mount.add_image("own-hidden", visibility="private", owner="us", os_hidden="true")
+    mount.add_image("own-hidden-community", visibility="community", owner="us", os_hidden="true")
     mount.add_image("their-hidden-community", visibility="community", owner="them", listed=False, os_hidden="true")
     mount.add_image("their-hidden-pending", visibility="shared", owner="them", listed=False, member_status="pending", os_hidden="true")
     return mount
@@ -52,10 +53,10 @@ OWN = ["own-community", "own-private", "own-public", "own-shared"]
         (["--shared", "--member-status", "all"], ["own-shared", "their-accepted", "their-pending", "their-rejected"]),
         (["--member-status", "pending"], [*OWN, "their-pending", "their-public"]),
         (["--member-status", "all"], [*OWN, "their-accepted", "their-pending", "their-public", "their-rejected"]),
-        (["--hidden"], ["own-hidden"]),
-        (["--hidden", "--member-status", "pending"], ["own-hidden", "their-hidden-pending"]),
-        (["--hidden", "--community"], ["their-hidden-community"]),
-        (["--hidden", "--all", "--member-status", "all"], ["own-hidden", "their-hidden-community", "their-hidden-pending"]),
+        (["--hidden"], ["own-hidden", "own-hidden-community"]),
+        (["--hidden", "--member-status", "pending"], ["own-hidden", "own-hidden-community", "their-hidden-pending"]),
+        (["--hidden", "--community"], ["own-hidden-community", "their-hidden-community"]),
+        (["--hidden", "--all", "--member-status", "all"], ["own-hidden", "own-hidden-community", "their-hidden-community", "their-hidden-pending"]),
         (["--project", "them"], ["their-accepted", "their-public"]),
         (["--project", "nobody"], []),
     ],

@@ -1,12 +1,13 @@
 """Tables, JSON and bare values."""
 
+import errno
 import json
 
 import click
 import pytest
 
 from imagefs.cli.output import Shape, print_list, print_object
-from imagefs.errors import InvalidInput
+from imagefs.errors import ImagefsError, InvalidInput
 
 COLUMNS = ("ID", "Name", "Server")
 ROWS = [("1", "short", None), ("2", "a longer name", "web1")]
@@ -79,3 +80,15 @@ def test_an_empty_list_has_its_header(capsys: pytest.CaptureFixture[str]) -> Non
     """No rows are no error."""
     print_list(COLUMNS, [], Shape())
     assert capsys.readouterr().out == "ID  Name  Server\n"
+
+
+@pytest.mark.parametrize("shape", [Shape(), Shape("json"), Shape("value")])
+def test_output_that_cannot_be_written_is_told(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk behind standard output is not taken for one of the store's."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(click, "echo", refuse)
+    with pytest.raises(ImagefsError, match="cannot be written to standard output: No space left on device"):
+        print_object({"id": "1"}, shape, "it")

@@ -13,6 +13,11 @@ from imagefs.units import UNIT
 from tests.support.fetched import ScriptedObject, hash_tree, noise
 
 
+def test_an_object_that_nothing_proves_is_called_by_its_image() -> None:
+    """The store may be a Glance, which keeps no digests: messages name the image all the same."""
+    assert StoredObject(ScriptedObject(b""), None, RetryPolicy(), name="debian").name == "image debian"
+
+
 def test_units_come_in_order_from_one_request() -> None:
     """A range of units is one ranged GET; each unit is whole, and the last one of the object short."""
     content = noise(5 * UNIT + 123)

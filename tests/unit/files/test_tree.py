@@ -8,13 +8,14 @@ import pytest
 
 from imagefs.catalog import Catalog, CatalogImage, RecordDatabase
 from imagefs.config import IdentityConfig
-from imagefs.errors import NotFound
+from imagefs.errors import NoAttribute, NotFound, NotPermitted
 from imagefs.files.tree import Tree
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import IdentityMap
 from imagefs.instances.registry import Instances
 from imagefs.library import Library
 from imagefs.properties.access import Access
+from imagefs.properties.mode import Mode
 from imagefs.properties.policy import Policies
 from imagefs.properties.protection import UNPROTECTED
 from imagefs.sight import Sights
@@ -63,6 +64,19 @@ async def test_node_that_was_forgotten_is_found_again(tree: Tree) -> None:
     assert kept(tree) == before
 
 
+async def test_reason_of_a_failure_outlives_what_the_kernel_knows(tree: Tree) -> None:
+    """Who is refused a change can read why, even if the kernel has forgotten the file in between, as it does after every change of the image."""
+    images = await tree.root.lookup(ROOT, "images")
+    image = tree.know(await images.lookup(ROOT, f"{7:08x}-0000-4000-8000-000000000000"))
+    inode = image.inode
+    with pytest.raises(NotPermitted):
+        await image.set_xattr(ROOT, "user.size", b"1", Mode.SET)
+    tree.forget(inode, 1)
+    del image
+    gc.collect()
+    assert b"size" in tree.node(inode).xattrs(ROOT)["user.imagefs.error"]
+
+
 async def test_node_that_the_kernel_was_told_of_again_stays(tree: Tree) -> None:
     """Forgetting an earlier mention of a node, while the kernel has been told of it again, leaves the node known."""
     names = await tree.root.lookup(ROOT, "names")
@@ -96,3 +110,22 @@ def test_number_of_nothing_is_searched_for_once(tree: Tree, monkeypatch: pytest.
     with pytest.raises(NotFound):
         tree.node(12345)
     assert searches == 2
+
+
+async def test_lists_that_depend_on_the_caller_are_found_by_number(tree: Tree) -> None:
+    """The list of each such directory can be made again for a reader after another reader of the same identity has closed it."""
+    for name in ("images", "raw", "names", ".imagefs"):
+        directory = await tree.root.lookup(ROOT, name)
+        taken = [entry for entry, _ in await directory.children(ROOT)]
+        assert [entry for entry, _ in await tree.listing(directory.listing_inode(ROOT))] == taken, name
+    assert "images" in taken
+
+
+@pytest.mark.parametrize("name", ["user.imagefs.deactivate", "user.imagefs.member.somebody"])
+async def test_what_a_stranger_removes_does_not_reach_the_store(tree: Tree, name: str) -> None:
+    """Who neither owns an image nor is its member is told at once that there is nothing to remove: here is no store to ask."""
+    tree._sights.replace(Access(Policies.of({"get_image": "@"}), UNPROTECTED))
+    images = await tree.root.lookup(ROOT, "images")
+    image = await images.lookup(Caller(5, 5), f"{7:08x}-0000-4000-8000-000000000000")
+    with pytest.raises(NoAttribute):
+        await image.remove_xattr(Caller(5, 5), name)

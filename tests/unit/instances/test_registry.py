@@ -7,18 +7,19 @@ from typing import cast
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from imagefs.catalog import Catalog
-from imagefs.errors import NotFound
+from imagefs.catalog import Catalog, CatalogImage
+from imagefs.errors import NotFound, StoreUnavailable
 from imagefs.identity.caller import Caller
 from imagefs.instances import registry
 from imagefs.instances.instance import Disk, Instance
 from imagefs.instances.record import DiskRecord, InstanceRecord
 from imagefs.instances.registry import Instances
 from imagefs.instances.steps import make_directory, make_disks
-from imagefs.library import Library
+from imagefs.library import Library, OpenImage
 from imagefs.statedir import StateDirectory
+from imagefs.store.record import ImageRecord
 
 ROOT = Caller(0, 0)
 ONE, TWO = (f"{digit * 8}-1111-4111-8111-111111111111" for digit in "12")
@@ -157,3 +158,30 @@ async def test_descriptors_come_back(state: StateDirectory) -> None:
         await instances.remove("web1")
         assert not instance.directory.exists()
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+async def test_an_image_that_does_not_open_is_given_up(state: StateDirectory, mock_clock: MockClock) -> None:
+    """Setting the image of an instance ends with a reason if the store hangs, and the instance can then be removed."""
+    begun = trio.Event()
+
+    class Hanging:
+        async def open(self, image: CatalogImage) -> OpenImage:
+            begun.set()
+            await trio.sleep_forever()
+            raise AssertionError
+
+    instances = Instances(state, {}, cast("Catalog", None), cast("Library", Hanging()))
+    instance = await instances.create("web1", ROOT, 0o700)
+    now = "2026-01-01T00:00:00Z"
+    image = CatalogImage(ImageRecord(id=ONE, created_at=now, updated_at=now, status="active"), "1")
+
+    async def wait() -> None:
+        await begun.wait()
+        mock_clock.jump(registry.OPENING_SECONDS)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        with pytest.raises(StoreUnavailable, match="try again"):
+            await instances.set_image(instance, image)
+    assert instance.status == "new"
+    await instances.remove("web1")

@@ -370,6 +370,20 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pyte
     assert "it cannot be read (Permission denied)" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "body", "place"),
+    [
+        ("policy.yaml", "get_image: '!'\n'get_image': '@'\n", "line 2: "),
+        ("policy.yaml", '{"get_image": "!",\n\n"get_image": "@"}', "line 3: "),
+        ("policy.json", '{"get_image": "!", "get_image": "@"}', ""),
+    ],
+)
+def test_policy_that_is_there_twice_is_refused(tmp_path: Path, name: str, body: str, place: str) -> None:
+    """Of two rules of one name in a file, one would not be obeyed, and that may be the one that closes."""
+    path = write(tmp_path / name, body)
+    assert refusal(path) == f"policy file {path}: {place}policy 'get_image' is there already: leave one of the two"
+
+
 def test_misspelt_names_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A name that is almost one of Glance's guards nothing; one that others use, or that is like none, is meant."""
     Policies.load(write(tmp_path / "policy.yaml", "dowload_image: '!'\nget_imagez: '@'\nstaff: role:x\nget_image: rule:get_imagez"))

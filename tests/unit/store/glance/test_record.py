@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.errors import ImageRefused, InvalidInput
-from imagefs.store.glance.record import data_version, decode_image, decode_members, encode_new, locations, parse_object, stored
+from imagefs.store.glance.record import decode_image, decode_members, encode_new, locations, parse_object, stored
 from imagefs.store.record import ImageRecord, Member, decode_record, encode_record
 
 ID = "11111111-2222-4333-8444-555555555555"
@@ -139,14 +139,6 @@ def test_the_version_changes_with_anything_and_only_then() -> None:
     others: tuple[dict[str, object], ...] = ({"members": (Member("p"),)}, {"properties": {}}, {"os_hidden": True}, {"name": "x"})
     for other in others:
         assert stored(msgspec.structs.replace(record, **other)).version != stored(record).version
-
-
-def test_the_version_of_bytes_is_their_hash_or_the_image() -> None:
-    """SHA-512, else MD5, else what never changes of an image."""
-    record = decode_image(SHOWN, "test")
-    assert data_version(record) == "h"
-    assert data_version(msgspec.structs.replace(record, os_hash_value=None)) == "c"
-    assert data_version(msgspec.structs.replace(record, os_hash_value=None, checksum=None)) == "2026-01-01T00:00:00Z-5"
 
 
 def test_a_new_image_is_sent_without_what_is_not_set() -> None:
