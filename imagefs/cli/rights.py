@@ -12,10 +12,9 @@ from imagefs.errors import Denied, NotPermitted
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity
 from imagefs.properties.access import Access
+from imagefs.properties.change import VISIBILITY_POLICIES
 from imagefs.rules import load_access, load_identities
 from imagefs.store.record import ImageRecord
-
-_VISIBILITY_POLICIES = {"public": "publicize_image", "community": "communitize_image"}
 
 
 class Rights:
@@ -45,7 +44,7 @@ class Rights:
             owner = "without an owner" if record.owner is None else f"of project {record.owner}"
             why = "only admins may, since it is not your project" if foreign else "the policy add_image does not allow it"
             raise Denied(f"{what}: you may not create images {owner}: {why}")
-        policy = _VISIBILITY_POLICIES.get(record.visibility)
+        policy = VISIBILITY_POLICIES.get(record.visibility)
         if policy is not None and not self._may_create(policy, record):
             raise Denied(f"{what}: you may not make it {record.visibility}: the policy {policy} does not allow it: choose another visibility")
         for name in record.properties:

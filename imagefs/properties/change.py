@@ -5,6 +5,8 @@ that properties which the caller cannot read are kept. A property that the calle
 only where it may create one of that name: then the write is refused, in the words for one that it may not create.
 """
 
+from typing import Final
+
 import msgspec
 
 from imagefs.errors import InvalidInput, NoAttribute, NotPermitted
@@ -26,9 +28,10 @@ from imagefs.properties.core import (
 from imagefs.properties.mode import Mode
 from imagefs.store.record import ImageRecord
 
-__all__ = ["Mode", "remove_attribute", "set_attribute"]
+__all__ = ["VISIBILITY_POLICIES", "Mode", "remove_attribute", "set_attribute"]
 
-_VISIBILITY_POLICIES = {"public": "publicize_image", "community": "communitize_image"}
+VISIBILITY_POLICIES: Final = {"public": "publicize_image", "community": "communitize_image"}
+"""What is asked, besides whether the image may be changed or made, before it is given one of these visibilities."""
 
 
 def set_attribute(record: ImageRecord, name: str, value: bytes, mode: Mode, identity: Identity, access: Access) -> ImageRecord:
@@ -94,7 +97,7 @@ def _set_core(record: ImageRecord, name: str, value: bytes, mode: Mode, identity
     wanted = parse_core(name, value, subject)
     if name == "visibility":
         # Glance asks although nothing may change, and with the image as it is before the change.
-        policy = _VISIBILITY_POLICIES.get(str(wanted))
+        policy = VISIBILITY_POLICIES.get(str(wanted))
         if policy is not None and not access.allows(policy, identity, record):
             raise NotPermitted(f"{subject} may not be set to {wanted} by this caller: the policy {policy} does not allow it")
     return record if getattr(record, name) == wanted else msgspec.structs.replace(record, **{name: wanted})
