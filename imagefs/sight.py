@@ -137,10 +137,10 @@ class Sight:
                 raise NotFound(f"there is no image {image_id}")
             try:
                 image = await self._catalog.find_soon(image_id)
-            except StoreError:
-                if self.access.is_admin(self.identity):
+            except (NotFound, StoreError) as error:
+                if isinstance(error, StoreError) and self.access.is_admin(self.identity):
                     raise
-                # An image that is known and hidden is not there for this caller: an answer of another kind would tell the two apart.
+                # An image that is known and hidden is not there for this caller: an answer in other words would tell the two apart.
                 raise NotFound(f"there is no image {image_id}") from None
         self.check(image)
         return image

@@ -76,6 +76,9 @@ async def test_an_image_that_is_not_seen_is_as_one_that_does_not_exist(tmp_path:
         with pytest.raises(NotFound, match=f"^there is no image {record.id}$"):
             await sights.of(STRANGER).find(record.id)
         assert (await sights.of(OWNER).find(record.id)).record == record
+    unknown = image(3, "").id
+    with pytest.raises(NotFound, match=f"^there is no image {unknown}$"):
+        await sights.of(STRANGER).find(unknown)
     with pytest.raises(NotFound):
         await sights.of(OWNER).find("../../etc")
 
