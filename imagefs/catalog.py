@@ -175,13 +175,6 @@ class Catalog:
         self._silent_until = float("-inf")
         self.snapshot = Snapshot(0, images)
 
-    def get(self, image_id: str) -> CatalogImage:
-        """Return an image by id. Raises NotFound."""
-        try:
-            return self.snapshot.images[image_id]
-        except KeyError:
-            raise NotFound(f"image {image_id} is not in {self._store.url}") from None
-
     async def look(self) -> None:
         """Look at the store and take up what changed. Raises StoreError; the snapshot is then the old one."""
         async with self._look:
