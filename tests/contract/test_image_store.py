@@ -18,6 +18,7 @@ from imagefs.store.protocol import Bucket, ImageStore, StoredRecord
 from imagefs.store.record import ImageRecord, Member
 from imagefs.units import MIB
 from tests.support.glance import Glance
+from tests.support.sources import Bomb
 
 BODY = bytes(range(256)) * 1000 + b"the last unit is short"
 
@@ -144,22 +145,6 @@ def test_a_source_that_ends_early_leaves_no_image(world: World) -> None:
     with pytest.raises(InvalidInput, match="ended after 100 of 200 bytes"):
         world.store.create(wanted, io.BytesIO(bytes(100)), 200, lambda _: None)
     assert world.leftovers(wanted.id) == []
-
-
-class Bomb(io.BytesIO):
-    """A source that does something instead of giving its second piece."""
-
-    def __init__(self, what: object) -> None:
-        super().__init__(bytes(4 * MIB))
-        self.what = what
-
-    def read(self, size: int | None = -1) -> bytes:
-        if self.tell():
-            if isinstance(self.what, BaseException):
-                raise self.what
-            assert callable(self.what)
-            self.what()
-        return super().read(size)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bang"), KeyboardInterrupt(), OSError(5, "Input/output error")], ids=["error", "interrupt", "EIO"])

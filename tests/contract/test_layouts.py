@@ -16,6 +16,7 @@ from imagefs.store.protocol import Bucket
 from imagefs.store.record import ImageRecord
 from imagefs.store.tree import digest_of, verify_page, verify_unit
 from imagefs.units import MIB, UNIT
+from tests.support.sources import Bomb
 
 ID = "11111111-2222-4333-8444-555555555555"
 OTHER = "9999abcd-2222-4333-8444-555555555555"
@@ -110,22 +111,6 @@ def test_an_image_is_saving_while_its_bytes_are_stored(layout: ImagefsLayout) ->
     source = Watcher(layout)
     layout.create(record(), source, len(BODY), lambda _: None)
     assert set(source.seen) == {"saving"}
-
-
-class Bomb(io.BytesIO):
-    """A source that does something instead of giving its second piece."""
-
-    def __init__(self, what: object) -> None:
-        super().__init__(bytes(4 * MIB))
-        self.what = what
-
-    def read(self, size: int | None = -1) -> bytes:
-        if self.tell():
-            if isinstance(self.what, BaseException):
-                raise self.what
-            assert callable(self.what)
-            self.what()
-        return super().read(size)
 
 
 def test_a_failed_creation_does_not_remove_another_image_that_took_the_id(layout: ImagefsLayout) -> None:
