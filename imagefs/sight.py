@@ -84,10 +84,12 @@ class Sight:
         return answer
 
     def _lists(self, image: CatalogImage) -> bool:
-        """Tell whether the default listing has the image: asked again of all images whenever one has changed."""
-        known = self._listable.get(image.record.id)
+        """Tell whether the default listing has the image, or would if it were not hidden: asked again of all whenever one has changed."""
+        record = image.record
+        known = self._listable.get(record.id)
         if known is None or known[0] is not image:
-            known = self._listable[image.record.id] = (image, self.sees(image) and self.access.lists(self.identity, image.record))
+            answer = self.sees(image) and self.access.lists(self.identity, record, hidden=record.os_hidden)
+            known = self._listable[record.id] = (image, answer)
         return known[1]
 
     def check(self, image: CatalogImage) -> None:
@@ -161,7 +163,7 @@ class Sight:
         if self._listed is None or self._listed[0] is not snapshot:
             images = []
             for count, image in enumerate(snapshot.images.values(), 1):
-                if self._lists(image):
+                if self._lists(image) and not image.record.os_hidden:
                     images.append(image)
                 if count % BREATH == 0:
                     await trio.lowlevel.checkpoint()
@@ -203,8 +205,7 @@ class Sight:
             if self.sees(image):
                 record = image.record
                 readable = self.access.readable(self.identity, record)
-                listed = self.access.lists(self.identity, record, hidden=record.os_hidden)
-                lines.append(listing_line(record, readable, listed, self._membership(image)))
+                lines.append(listing_line(record, readable, self._lists(image), self._membership(image)))
             if count % BREATH == 0:
                 await trio.lowlevel.checkpoint()
         return b"".join(lines)
