@@ -31,6 +31,11 @@ def seal(magic: bytes, version: int, payload: bytes) -> bytes:
     return header + _CHECK.pack(crc32c(header)) + payload
 
 
+def version_of(record: bytes) -> int:
+    """Return the version that a record says it has; 0 if it is too short to say. Whether the record is sound, `unseal` tells."""
+    return int.from_bytes(record[8:12], "little") if len(record) >= HEADER_SIZE else 0
+
+
 def unseal(magic: bytes, version: int, record: bytes, origin: str) -> bytes:
     """Return the payload of a record that begins `record`. Raises StateDamaged, naming `origin`, if anything is off."""
     if len(record) < HEADER_SIZE:

@@ -1,7 +1,8 @@
 """This module is the form of an overlay's maps: what a block's state is, where it lies in the files, and how it is packed. Pure.
 
 Each 4 KiB block of a disk is in one state. `base`: never written, the base shows (zeros if there is none). `data`: the bytes lie in the
-data file, at the guest's own offset. `zero`: written with zeros, which are stored nowhere. A block never becomes `base` again.
+data file, at the guest's own offset. `zero`: written with zeros, which are stored nowhere. A block never becomes `base` again, but in an
+upper layer that is being merged into the one below it (`merge`).
 
 The durable map packs four states to a byte, the first in the low bits, in pages of 4096 bytes, which disks write whole:
 
@@ -52,8 +53,11 @@ MAX_SIZE: Final = 512 * TIB
 
 _MAP_MAGIC: Final = b"IMFSOVMP"
 _LIVE_MAGIC: Final = b"IMFSOVLV"
-_VERSION: Final = 1
-_MAP_HEADER: Final = struct.Struct("<QI16sH")
+_MAP_VERSION: Final = 2
+_LIVE_VERSION: Final = 1
+_MAP_HEADER: Final = struct.Struct("<QI16sHH")
+_ENCRYPTED: Final = 1
+"""The one flag that a header may have."""
 _LIVE_HEADER: Final = struct.Struct("<Q16s16s")
 MAX_IDENTITY: Final = 1024
 """Bytes that a base's identity may have, so that the header fits its page with room to spare."""
@@ -71,6 +75,8 @@ class MapHeader(NamedTuple):
     """Made with the disk; the live map must carry the same."""
     base_identity: str
     """Which base the blocks in state `base` show, such as `<image-id>@<version>`; empty if there is none."""
+    encrypted: bool = False
+    """Whether the data file is enciphered, and NAME.key has its key."""
 
 
 class LiveHeader(NamedTuple):
@@ -145,33 +151,33 @@ def encode_map_header(header: MapHeader) -> bytes:
         raise InvalidInput(f"a disk of {header.size} bytes cannot be: disks have from 1 byte to {MAX_SIZE // TIB} TiB")
     if len(identity) > MAX_IDENTITY:
         raise InvalidInput(f"the identity of the base has {len(identity)} bytes; {MAX_IDENTITY} are the most")
-    payload = _MAP_HEADER.pack(header.size, BLOCK, header.disk_uuid.bytes, len(identity)) + identity
-    return seal(_MAP_MAGIC, _VERSION, payload).ljust(MAP_PAGE, b"\0")
+    payload = _MAP_HEADER.pack(header.size, BLOCK, header.disk_uuid.bytes, _ENCRYPTED * header.encrypted, len(identity)) + identity
+    return seal(_MAP_MAGIC, _MAP_VERSION, payload).ljust(MAP_PAGE, b"\0")
 
 
 def decode_map_header(page: bytes, origin: str) -> MapHeader:
     """Return what the first page of a durable map says. Raises StateDamaged, naming `origin`, if it cannot be right."""
-    payload = unseal(_MAP_MAGIC, _VERSION, page, origin)
+    payload = unseal(_MAP_MAGIC, _MAP_VERSION, page, origin)
     if len(payload) < _MAP_HEADER.size:
         raise StateDamaged(f"{origin}: the header is cut short")
-    size, block, disk_uuid, length = _MAP_HEADER.unpack_from(payload)
+    size, block, disk_uuid, flags, length = _MAP_HEADER.unpack_from(payload)
     identity = payload[_MAP_HEADER.size :]
-    if not 0 < size <= MAX_SIZE or block != BLOCK or length != len(identity):
-        raise StateDamaged(f"{origin}: the header cannot be right: {size} bytes in blocks of {block}")
+    if not 0 < size <= MAX_SIZE or block != BLOCK or flags & ~_ENCRYPTED or length != len(identity):
+        raise StateDamaged(f"{origin}: the header cannot be right: {size} bytes in blocks of {block}, flags {flags:#x}")
     try:
-        return MapHeader(size, uuid.UUID(bytes=disk_uuid), identity.decode())
+        return MapHeader(size, uuid.UUID(bytes=disk_uuid), identity.decode(), bool(flags & _ENCRYPTED))
     except UnicodeDecodeError as error:
         raise StateDamaged(f"{origin}: the identity of the base is not UTF-8") from error
 
 
 def encode_live_header(header: LiveHeader) -> bytes:
     """Return the sealed record that begins the live map."""
-    return seal(_LIVE_MAGIC, _VERSION, _LIVE_HEADER.pack(header.size, header.disk_uuid.bytes, header.boot_id))
+    return seal(_LIVE_MAGIC, _LIVE_VERSION, _LIVE_HEADER.pack(header.size, header.disk_uuid.bytes, header.boot_id))
 
 
 def decode_live_header(page: bytes, origin: str) -> LiveHeader:
     """Return what the first page of a live map says. Raises StateDamaged, naming `origin`, if it is no such header."""
-    payload = unseal(_LIVE_MAGIC, _VERSION, page, origin)
+    payload = unseal(_LIVE_MAGIC, _LIVE_VERSION, page, origin)
     if len(payload) != _LIVE_HEADER.size:
         raise StateDamaged(f"{origin}: the header has {len(payload)} bytes, not {_LIVE_HEADER.size}")
     size, disk_uuid, boot = _LIVE_HEADER.unpack(payload)

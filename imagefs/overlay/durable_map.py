@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -38,16 +37,13 @@ class DurableMap:
             raise StateDamaged(f"{self._origin}: cut short at {length} bytes; a disk of {self.header.size} bytes needs {needed}")
 
     @staticmethod
-    def create(path: Path, size: int, base_identity: str, calls: Calls) -> None:
-        """Make the map of a new disk of `size` bytes, all `base`, durable but for its name.
-
-        Raises FileExistsError, InvalidInput, NoSpace and OSError.
-        """
-        header = encode_map_header(MapHeader(size, uuid.uuid4(), base_identity))
+    def create(path: Path, header: MapHeader, calls: Calls) -> None:
+        """Make the map of a new disk, all `base`, durable but for its name. Raises FileExistsError, InvalidInput, NoSpace and OSError."""
+        first_page = encode_map_header(header)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            set_length(calls, fd, DurableMap._length(size), str(path))
-            write_wholly(calls, fd, header, 0, str(path))
+            set_length(calls, fd, DurableMap._length(header.size), str(path))
+            write_wholly(calls, fd, first_page, 0, str(path))
             calls.fdatasync(fd)
         finally:
             os.close(fd)

@@ -2,11 +2,14 @@
 
 So a block that was never flushed reads, after a power loss, as it was before (its old state in the durable map) or as it was written
 (its state was `data` before), but never as the zeros of a hole that a map promised to be data.
+
+Where a layer lies above another, the lower one is flushed between taking the upper's states and telling them: what the upper's durable map
+is told to be the lower's (a block that was merged) is durable there already.
 """
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import trio
@@ -23,12 +26,15 @@ BATCH: Final = 1024
 class Flusher:
     """Flushes one disk, one flush at a time.
 
-    Invariants: what goes into the durable map in a round was taken from the live map before that round's sync of the data began; a round
-    that failed leaves its pages pending; once a sync has failed, every later flush fails.
+    Invariants: what goes into the durable map in a round was taken from the live map before that round's flush of what lies below, and its
+    sync of the data, began; a round that failed leaves its pages pending; once a sync has failed, every later flush fails; `stale` is True
+    if the data file or the live map was changed since the last flush that did not fail began, or nobody knows.
     """
 
-    def __init__(self, files: DiskFiles) -> None:
-        """Flush the disk whose files these are; they stay the caller's."""
+    def __init__(self, files: DiskFiles, flush_below: Callable[[], Awaitable[None]]) -> None:
+        """Flush the disk whose files these are; they stay the caller's. `flush_below` does so for the layer that is the disk's base."""
+        self.stale = True
+        self._flush_below = flush_below
         self._origin = files.origin
         self._data_fd = files.data_fd
         self._durable = files.durable
@@ -40,7 +46,9 @@ class Flusher:
         self._failed = False
 
     async def flush(self) -> None:
-        """Make durable what was written before this call. Callers that wait for a running flush share the next one.
+        """Make durable what was written before this call, here and below. Callers that wait for a running flush share the next one.
+
+        Nothing is synced if nothing was written since the last flush.
 
         On cancellation a sync that has begun is waited for. Raises NoSpace if the durable map finds no room (flush again once there is
         some) and OSError. After a failed sync the kernel may have dropped what it could not write and taken it for written, so a later
@@ -53,9 +61,20 @@ class Flusher:
                 return
             self._begun += 1
             number = self._begun
+            if self.stale:
+                await self._flush()
+            else:
+                await self._flush_below()
+            self._ended_well = number
+
+    async def _flush(self) -> None:
+        self.stale = False  # first of all: a write that comes from now on sets it again
+        try:
             for pages in _rounds(self._live.behind()):
                 await self._round(pages)
-            self._ended_well = number
+        except BaseException:
+            self.stale = True
+            raise
 
     async def grow(self, size: int) -> None:
         """Make the data file and the durable map those of a disk of `size` bytes. No flush runs meanwhile. See OverlayDisk.grow."""
@@ -70,9 +89,10 @@ class Flusher:
             )
 
     async def _round(self, pages: list[int]) -> None:
-        # Taken before the sync begins and without awaiting in between: a block that is written while the sync runs is not in `taken`.
+        # Taken before anything is made durable: a block that is written, or merged into the layer below, meanwhile is not in `taken`.
         taken = self._live.take(pages)
         try:
+            await self._flush_below()
             await run(Lane.DISK, self._make_durable, taken)
         except BaseException:
             self._live.put_back(pages)

@@ -170,10 +170,14 @@ class LiveMap:
             with contextlib.suppress(OSError):
                 self._calls.pwrite(self._fd, self.pending[first : last + 1], FLAGS_OFFSET + first)
 
-    def touched_pages(self) -> list[int]:
-        """Return the pages of the durable map within whose blocks something was ever marked, and perhaps some more, in order. Blocks."""
+    def touched_pages(self, first_block: int = 0, stop_block: int | None = None) -> list[int]:
+        """Return the pages of the durable map within whose blocks something was ever marked, and perhaps some more, in order.
+
+        Only those with blocks of [first_block, stop_block); all by default. Blocks for some seeks in the file.
+        """
         found: list[int] = []
-        for start, stop in data_ranges(self._fd, STATES_OFFSET, STATES_OFFSET + len(self.states)):
+        end = len(self.states) if stop_block is None else stop_block
+        for start, stop in data_ranges(self._fd, STATES_OFFSET + first_block, STATES_OFFSET + end):
             first, last = (start - STATES_OFFSET) // PAGE_BLOCKS, (stop - STATES_OFFSET - 1) // PAGE_BLOCKS
             found.extend(range(max(first, found[-1] + 1) if found else first, last + 1))
         return found

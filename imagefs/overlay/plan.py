@@ -3,9 +3,11 @@
 Offsets are in bytes of the disk. "The states of a range" are one byte for each block that the range touches.
 """
 
+import bisect
 import itertools
 from collections.abc import Iterator
 
+from imagefs.extents import Extents, joined
 from imagefs.overlay.block_map import BASE, BLOCK_MASK, BLOCK_SHIFT, DATA, PAGE_BLOCKS, ZERO, ZERO_BLOCK
 from imagefs.units import BLOCK, align_up
 
@@ -70,3 +72,21 @@ def page_spans(start: int, stop: int) -> Iterator[tuple[int, int]]:
         end = min(stop, (start // PAGE_BLOCKS + 1) * PAGE_BLOCKS)
         yield start, end
         start = end
+
+
+def occupied(states: bytes, start: int, stop: int, below: Extents) -> Extents:
+    """Return the extents of [start, stop), a range in `states` over a base with the extents `below` there.
+
+    What is `zero` is left out, what is `base` is as the base says; blocks whose state is lost count as occupied, so that reading tells.
+    """
+    stops = [end for _, end in below]
+    found: Extents = []
+    for state, first, last in runs(states, start, stop):
+        if state == BASE:
+            index = bisect.bisect_right(stops, first)
+            while index < len(below) and below[index][0] < last:
+                found.append((max(first, below[index][0]), min(last, below[index][1])))
+                index += 1
+        elif state != ZERO:
+            found.append((first, last))
+    return joined(found)

@@ -1,20 +1,24 @@
-"""An overlay on a host whose calls fail: each of them, each time it is made."""
+"""An overlay on a host whose calls fail: each of them, each time it is made; plain, encrypted, and while two layers are merged."""
 
+import contextlib
 import dataclasses
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imagefs.errors import ImagefsError, NoSpace
-from imagefs.overlay.block_map import DATA
+from imagefs.overlay.block_map import BASE, DATA
 from imagefs.overlay.calls import CALLS, Calls
 from imagefs.overlay.disk import OverlayDisk
+from imagefs.overlay.key import NodeKey
+from imagefs.overlay.merge import MergingDisk
 from imagefs.units import BLOCK
-from tests.support.overlay import BASE_IDENTITY, PatternBase, new_disk, pattern
+from tests.support.overlay import BASE_IDENTITY, NODE_KEY, PatternBase, add_layer, new_disk, pattern
 
 BLOCKS = 16
 SIZE = BLOCKS * BLOCK
@@ -62,23 +66,37 @@ class FaultyCalls:
 class Story:
     """A disk, and for each block what it held and what else it may hold since a write to it failed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, node_key: NodeKey | None, merging: bool) -> None:
         self.directory = directory
+        self.node_key = node_key
+        self.merging = merging
         self.blocks = [pattern(block * BLOCK, max(0, min(BLOCK, BASE_SIZE - block * BLOCK))).ljust(BLOCK, b"\0") for block in range(BLOCKS)]
         self.failed: dict[int, list[bytes]] = {}
         self.torn: set[int] = set()
         self.errors: list[BaseException] = []
 
-    def open(self, calls: Calls) -> OverlayDisk:
-        return OverlayDisk.open(self.directory, "vda", PatternBase(BASE_SIZE), calls)
+    def open(self, calls: Calls) -> OverlayDisk | MergingDisk:
+        with contextlib.ExitStack() as on_failure:
+            lower = OverlayDisk.open(self.directory, "vda", PatternBase(BASE_SIZE), calls, node_key=self.node_key)
+            on_failure.callback(lower.close)
+            disk = MergingDisk(OverlayDisk.open(self.directory, "vda@1", lower, calls, node_key=self.node_key), lower) if self.merging else lower
+            on_failure.pop_all()
+        return disk
 
-    async def change(self, disk: OverlayDisk, offset: int, body: bytes, work: Callable[[], Awaitable[object]]) -> None:
+    @staticmethod
+    def may_tear(disk: OverlayDisk | MergingDisk, block: int) -> bool:
+        """Tell whether a write to the block goes to bytes that are shown now."""
+        if isinstance(disk, MergingDisk):
+            return disk._upper.states_of(block, block + 1)[0] == BASE and disk._lower.states_of(block, block + 1)[0] == DATA
+        return disk.states_of(block, block + 1)[0] == DATA
+
+    async def change(self, disk: OverlayDisk | MergingDisk, offset: int, body: bytes, work: Callable[[], Awaitable[object]]) -> None:
         """Do `work`, which puts `body` at `offset`; note what each block may hold if it fails."""
         touched = range(offset // BLOCK, -(-(offset + len(body)) // BLOCK))
         whole = b"".join(self.blocks)
         whole = whole[:offset] + body + whole[offset + len(body) :]
         after = {block: whole[block * BLOCK : (block + 1) * BLOCK] for block in touched}
-        had_data = {block for block in touched if disk._states[block] == DATA}
+        had_data = {block for block in touched if self.may_tear(disk, block)}
         try:
             await work()
         except (OSError, NoSpace) as error:
@@ -101,7 +119,7 @@ class Story:
         piece = body[max(0, block * BLOCK - offset) :][: BLOCK - start]
         return old[:start] + piece + old[start + len(piece) :]
 
-    async def check(self, disk: OverlayDisk) -> None:
+    async def check(self, disk: OverlayDisk | MergingDisk) -> None:
         """Each block holds what it must or, where a write failed, what it may."""
         for block, expected in enumerate(self.blocks):
             found = bytes(await disk.read(block * BLOCK, BLOCK))
@@ -112,7 +130,7 @@ class Story:
                 assert found in allowed, f"block {block}"
 
 
-async def happen(story: Story, disk: OverlayDisk) -> None:
+async def happen(story: Story, disk: OverlayDisk | MergingDisk) -> None:
     """Do everything that a disk can do, once."""
 
     async def write(offset: int, body: bytes) -> None:
@@ -132,18 +150,30 @@ async def happen(story: Story, disk: OverlayDisk) -> None:
     await write(9 * BLOCK + 5, NEW)  # parts of a zero block and of the base
     await attempt(disk.flush)
     await attempt(lambda: disk.read(0, SIZE))
-    await story.change(disk, 0, bytes(3 * BLOCK), lambda: disk.write_zeroes(0, 3 * BLOCK))
+    if isinstance(disk, MergingDisk):
+        await attempt(disk.merge)
+    else:
+        await story.change(disk, 0, bytes(3 * BLOCK), lambda: disk.write_zeroes(0, 3 * BLOCK))
     await write(BLOCK, OLD)  # over zero
     await write(12 * BLOCK, NEW * 2)
     await attempt(disk.flush)
+    if isinstance(disk, MergingDisk):
+        await attempt(disk.merge)  # again, after one that failed
 
 
-async def prepare(directory: Path) -> Story:
-    """Make a disk with data in blocks 0 and 1 and zeros in block 9, flushed."""
-    story = Story(directory)
-    disk = new_disk(directory, SIZE, PatternBase(BASE_SIZE))
+async def prepare(directory: Path, node_key: NodeKey | None, merging: bool) -> Story:
+    """Make a disk with data in blocks 0 and 1 and zeros in block 9, flushed; if it is to be merged, more of both in a layer above."""
+    story = Story(directory, node_key, merging)
+    disk = new_disk(directory, SIZE, PatternBase(BASE_SIZE), node_key=node_key)
     await story.change(disk, 0, OLD * 2, lambda: disk.write(0, OLD * 2))
     await story.change(disk, 9 * BLOCK, bytes(BLOCK), lambda: disk.write(9 * BLOCK, bytes(BLOCK)))
+    if merging:
+        await story.change(disk, 10 * BLOCK, OLD * 2, partial(disk.write, 10 * BLOCK, OLD * 2))
+        upper = add_layer(directory, "vda@1", disk, node_key=node_key)
+        for offset, body in ((BLOCK, NEW), (4 * BLOCK, OLD * 2), (10 * BLOCK, bytes(2 * BLOCK)), (14 * BLOCK, OLD * 2)):
+            await story.change(upper, offset, body, partial(upper.write, offset, body))
+        await upper.flush()
+        upper.close()
     await disk.flush()
     disk.close()
     return story
@@ -151,14 +181,16 @@ async def prepare(directory: Path) -> Story:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_failing_call_leaves_blocks_old_or_new(tmp_path: Path, kind: str, fault: str) -> None:
+@pytest.mark.parametrize("node_key", [None, NODE_KEY], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("merging", [False, True], ids=["single", "merging"])
+async def test_failing_call_leaves_blocks_old_or_new(tmp_path: Path, kind: str, fault: str, node_key: NodeKey | None, merging: bool) -> None:
     """Whichever call fails, nobody but its caller is hurt: other blocks stay, the maps fit, and after a restart all is the same and writable."""
     if fault.startswith("short") and kind not in {"pwrite", "preadv"}:
         fault = "EIO"
     for nth in range(1, 200):
         directory = tmp_path / str(nth)
         directory.mkdir()
-        story = await prepare(directory)
+        story = await prepare(directory, node_key, merging)
         faulty = FaultyCalls(kind, fault, nth)
         try:
             disk = story.open(faulty.calls())
@@ -178,6 +210,10 @@ async def test_failing_call_leaves_blocks_old_or_new(tmp_path: Path, kind: str, 
         disk.close()
         disk = story.open(OTHER_BOOT)
         await story.check(disk)
+        if isinstance(disk, MergingDisk):
+            await disk.merge()
+            assert disk.remaining == 0
+            await story.check(disk)
         assert await disk.write(0, NEW * BLOCKS) == SIZE
         assert await disk.read(0, SIZE) == NEW * BLOCKS
         disk.close()
@@ -190,12 +226,13 @@ async def test_failing_call_leaves_blocks_old_or_new(tmp_path: Path, kind: str, 
 
 @pytest.mark.parametrize("fault", ["EIO", "ENOSPC"])
 @pytest.mark.parametrize("kind", ["pwrite", "fdatasync", "ftruncate"])
-def test_creation_that_fails_leaves_nothing(tmp_path: Path, kind: str, fault: str) -> None:
+@pytest.mark.parametrize("node_key", [None, NODE_KEY], ids=["plain", "encrypted"])
+def test_creation_that_fails_leaves_nothing(tmp_path: Path, kind: str, fault: str, node_key: NodeKey | None) -> None:
     """Whichever call fails while a disk is made, no file is left and making it again works."""
     for nth in range(1, 20):
         faulty = FaultyCalls(kind, fault, nth)
         try:
-            OverlayDisk.create(tmp_path, "vda", SIZE, BASE_IDENTITY, faulty.calls())
+            OverlayDisk.create(tmp_path, "vda", SIZE, BASE_IDENTITY, faulty.calls(), node_key=node_key)
         except (OSError, NoSpace):
             assert not list(tmp_path.iterdir())
             continue
@@ -206,11 +243,12 @@ def test_creation_that_fails_leaves_nothing(tmp_path: Path, kind: str, fault: st
     pytest.fail("creation never succeeds")
 
 
-async def test_full_host_is_no_space(tmp_path: Path) -> None:
+@pytest.mark.parametrize("node_key", [None, NODE_KEY], ids=["plain", "encrypted"])
+async def test_full_host_is_no_space(tmp_path: Path, node_key: NodeKey | None) -> None:
     """ENOSPC and EDQUOT of the host are NoSpace, with the disk and the remedy in the message."""
     for fault in ("ENOSPC", "EDQUOT"):
         faulty = FaultyCalls("pwrite", fault, 1 << 30)
-        disk = new_disk(tmp_path, SIZE, PatternBase(BASE_SIZE), faulty.calls())
+        disk = new_disk(tmp_path, SIZE, PatternBase(BASE_SIZE), faulty.calls(), node_key=node_key)
         faulty.left = 1
         with pytest.raises(NoSpace, match=r"vda: cannot write at offset 0: .* is full; free space"):
             disk.write_nowait(0, NEW)
@@ -234,3 +272,30 @@ async def test_mark_that_fails_leaves_the_block_as_it_was(tmp_path: Path) -> Non
         disk.check_invariants()
         disk.close()
         OverlayDisk.delete(tmp_path, "vda")
+
+
+@pytest.mark.parametrize("node_key", [None, NODE_KEY], ids=["plain", "encrypted"])
+async def test_merge_into_a_full_host_goes_on_once_there_is_room(tmp_path: Path, node_key: NodeKey | None) -> None:
+    """A merge that finds no room raises NoSpace with nothing lost, whichever of its writes it was, and the next one ends it."""
+    for nth in range(1, 50):
+        directory = tmp_path / str(nth)
+        directory.mkdir()
+        faulty = FaultyCalls("pwrite", "ENOSPC", 1 << 30)
+        lower = new_disk(directory, SIZE, None, faulty.calls(), node_key=node_key)
+        upper = add_layer(directory, "vda@1", lower, faulty.calls(), node_key=node_key)
+        upper.write_nowait(0, NEW * 4)
+        pair = MergingDisk(upper, lower)
+        faulty.left = nth
+        with contextlib.suppress(NoSpace):  # a flag that cannot be taken back is no error
+            await pair.merge()
+        hit, faulty.left = faulty.hit, 1 << 30
+        assert pair.read_nowait(0, 4 * BLOCK) == NEW * 4
+        await pair.merge()
+        assert pair.remaining == 0
+        assert lower.read_nowait(0, 4 * BLOCK) == NEW * 4
+        pair.check_invariants()
+        pair.close()
+        if not hit:
+            assert nth > 4  # data, flag and states below, states above
+            return
+    pytest.fail("the merge never ends")

@@ -10,9 +10,12 @@ from imagefs.holes import punch_hole
 from imagefs.overlay.block_map import MAP_PAGE
 from imagefs.overlay.calls import Calls
 from imagefs.overlay.disk import OverlayDisk
+from imagefs.overlay.key import NodeKey
+from imagefs.overlay.layer import Layer
 
 BASE_IDENTITY = "6ad2b0e4-7a3f-4c57-9a0c-2f3f6b0a9c11@1"
 PERIOD = random.Random(7).randbytes(5003)
+NODE_KEY = NodeKey(bytes(range(32)))
 
 
 def pattern(offset: int, length: int) -> bytes:
@@ -43,15 +46,19 @@ class PatternBase:
         self.on_read()
         return pattern(offset, max(0, min(length, self._size - offset)))
 
+    async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        self.calls += 1
+        return [(offset, min(offset + length, self._size))] if offset < self._size else []
+
 
 Page = tuple[str, int]
-"""A file's suffix, and the number of a 4 KiB page in it."""
+"""A file's name, and the number of a 4 KiB page in it."""
 
 
 class Host:
-    """A host whose disk holds only what was synced: it records every write to the durable files of a disk instead of syncing them.
+    """A host whose disk holds only what was synced: it records every write to the data files and durable maps instead of syncing them.
 
-    `log` is the order of what happened: ("write", page, content), ("sync", suffix, writes before this index are durable), and what a
+    `log` is the order of what happened: ("write", page, content), ("sync", file name, writes before this index are durable), and what a
     test notes itself.
     """
 
@@ -61,43 +68,43 @@ class Host:
         self.log: list[tuple[str, object, object]] = []
         self.first_pages = dict(pages or {})
         self._cached = dict(self.first_pages)
-        self.before_sync: Callable[[str], None] = lambda suffix: None
-        self.during_sync: Callable[[str], None] = lambda suffix: None
+        self.before_sync: Callable[[str], None] = lambda name: None
+        self.during_sync: Callable[[str], None] = lambda name: None
 
     def calls(self) -> Calls:
         """Return the calls of this host."""
         return Calls(pwrite=self._pwrite, fdatasync=self._fdatasync, punch_hole=self._punch_hole, boot_id=lambda: self.boot.to_bytes(16, "big"))
 
-    def _suffix(self, fd: int) -> str:
-        return Path(os.readlink(f"/proc/self/fd/{fd}")).suffix
+    def _name(self, fd: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{fd}")).name
 
     def _pwrite(self, fd: int, body: bytes | bytearray | memoryview, offset: int) -> int:
-        if (suffix := self._suffix(fd)) in {".data", ".map"}:
-            self._record(suffix, offset, bytes(body))
+        if (name := self._name(fd)).endswith((".data", ".map")):
+            self._record(name, offset, bytes(body))
         return os.pwrite(fd, body, offset)
 
     def _punch_hole(self, fd: int, offset: int, length: int) -> None:
         if not self.has_holes:
             raise OSError(errno.EOPNOTSUPP, "this filesystem has no holes")
-        self._record(self._suffix(fd), offset, bytes(length))
+        self._record(self._name(fd), offset, bytes(length))
         punch_hole(fd, offset, length)
 
-    def _record(self, suffix: str, offset: int, body: bytes) -> None:
+    def _record(self, name: str, offset: int, body: bytes) -> None:
         position = 0
         while position < len(body):
             number, start = divmod(offset + position, MAP_PAGE)
             piece = body[position : position + MAP_PAGE - start]
-            old = self._cached.get((suffix, number), bytes(MAP_PAGE))
-            self._cached[suffix, number] = new = old[:start] + piece + old[start + len(piece) :]
-            self.log.append(("write", (suffix, number), new))
+            old = self._cached.get((name, number), bytes(MAP_PAGE))
+            self._cached[name, number] = new = old[:start] + piece + old[start + len(piece) :]
+            self.log.append(("write", (name, number), new))
             position += len(piece)
 
     def _fdatasync(self, fd: int) -> None:
-        suffix = self._suffix(fd)
-        self.before_sync(suffix)
+        name = self._name(fd)
+        self.before_sync(name)
         covered = len(self.log)
-        self.during_sync(suffix)
-        self.log.append(("sync", suffix, covered))
+        self.during_sync(name)
+        self.log.append(("sync", name, covered))
 
     def after_power_loss(self, until: int, chance: random.Random) -> dict[Page, bytes]:
         """Return the pages on the disk if the power failed when `log` had `until` entries: of what was not synced, any part in any order."""
@@ -116,19 +123,28 @@ class Host:
         return {page: chance.choice(bodies)[1] for page, bodies in versions.items()}
 
 
-def build(directory: Path, name: str, pages: dict[Page, bytes], sizes: dict[str, int]) -> None:
-    """Make the files of a disk out of pages."""
+def build(directory: Path, pages: dict[Page, bytes], sizes: dict[str, int]) -> None:
+    """Make files of these names and sizes out of pages."""
     directory.mkdir()
-    for suffix, size in sizes.items():
-        with (directory / f"{name}{suffix}").open("wb") as file:
+    for name, size in sizes.items():
+        with (directory / name).open("wb") as file:
             file.truncate(size)
             for (where, number), body in pages.items():
-                if where == suffix and any(body):
+                if where == name and any(body):
                     os.pwrite(file.fileno(), body, number * MAP_PAGE)
 
 
-def new_disk(directory: Path, size: int, base: PatternBase | None, calls: Calls | None = None) -> OverlayDisk:
-    """Make and open a disk named vda."""
+def new_disk(directory: Path, size: int, base: PatternBase | None, calls: Calls | None = None, *, node_key: NodeKey | None = None) -> OverlayDisk:
+    """Make and open a disk named vda; encrypted if there is a node key."""
     chosen = calls or Calls()
-    OverlayDisk.create(directory, "vda", size, BASE_IDENTITY if base else "", chosen)
-    return OverlayDisk.open(directory, "vda", base, chosen)
+    OverlayDisk.create(directory, "vda", size, BASE_IDENTITY if base else "", chosen, node_key=node_key)
+    return OverlayDisk.open(directory, "vda", base, chosen, node_key=node_key)
+
+
+def add_layer(directory: Path, name: str, below: Layer, calls: Calls | None = None, *, node_key: NodeKey | None = None) -> OverlayDisk:
+    """Make and open a layer over `below`, and freeze that: what a snapshot does."""
+    chosen = calls or Calls()
+    OverlayDisk.create(directory, name, below.size, below.identity, chosen, node_key=node_key)
+    layer = OverlayDisk.open(directory, name, below, chosen, node_key=node_key)
+    below.freeze()
+    return layer

@@ -41,10 +41,10 @@ def test_page_has_its_committed_bytes() -> None:
 
 def test_headers_have_their_committed_bytes() -> None:
     """The form of both headers never changes."""
-    header = MapHeader(GIB, DISK, "image@1")
+    header = MapHeader(GIB, DISK, "image@1", encrypted=True)
     page = block_map.encode_map_header(header)
     assert page.rstrip(b"\0").hex() == (
-        "494d46534f564d500100000025000000473cdb26ef0969df0000004000000000001000000c7f3a525b1e4f0e9f4a7d0d3b1c2e110700696d6167654031"
+        "494d46534f564d500200000027000000f0d00836696f437f0000004000000000001000000c7f3a525b1e4f0e9f4a7d0d3b1c2e1101000700696d6167654031"
     )
     assert len(page) == MAP_PAGE
     assert block_map.decode_map_header(page, "vda.map") == header
@@ -95,6 +95,7 @@ def test_long_identity_is_refused() -> None:
     """The identity of the base fits the header's page; the longest does."""
     with pytest.raises(InvalidInput, match="identity"):
         block_map.encode_map_header(MapHeader(GIB, DISK, "x" * 1025))
+    assert block_map.decode_map_header(block_map.encode_map_header(MapHeader(GIB, DISK, "")), "vda.map") == MapHeader(GIB, DISK, "", encrypted=False)
     longest = MapHeader(GIB, DISK, "x" * 1024)
     assert block_map.decode_map_header(block_map.encode_map_header(longest), "vda.map") == longest
 
@@ -112,17 +113,18 @@ def test_flipped_bit_damages_a_header(position: int) -> None:
     "payload",
     [
         b"",
-        block_map._MAP_HEADER.pack(0, BLOCK, DISK.bytes, 0),
-        block_map._MAP_HEADER.pack(MAX_SIZE + 1, BLOCK, DISK.bytes, 0),
-        block_map._MAP_HEADER.pack(GIB, 65536, DISK.bytes, 0),
-        block_map._MAP_HEADER.pack(GIB, BLOCK, DISK.bytes, 9),
-        block_map._MAP_HEADER.pack(GIB, BLOCK, DISK.bytes, 1) + b"\xff",
+        block_map._MAP_HEADER.pack(0, BLOCK, DISK.bytes, 0, 0),
+        block_map._MAP_HEADER.pack(MAX_SIZE + 1, BLOCK, DISK.bytes, 0, 0),
+        block_map._MAP_HEADER.pack(GIB, 65536, DISK.bytes, 0, 0),
+        block_map._MAP_HEADER.pack(GIB, BLOCK, DISK.bytes, 0, 9),
+        block_map._MAP_HEADER.pack(GIB, BLOCK, DISK.bytes, 2, 0),
+        block_map._MAP_HEADER.pack(GIB, BLOCK, DISK.bytes, 0, 1) + b"\xff",
     ],
 )
 def test_header_that_cannot_be_right_is_refused(payload: bytes) -> None:
     """A header whose seal is whole, but whose fields cannot be, is refused."""
     with pytest.raises(StateDamaged, match=r"vda\.map"):
-        block_map.decode_map_header(seal(b"IMFSOVMP", 1, payload), "vda.map")
+        block_map.decode_map_header(seal(b"IMFSOVMP", 2, payload), "vda.map")
 
 
 def test_live_header_of_another_length_is_refused() -> None:

@@ -72,8 +72,43 @@ async def test_flush_without_new_states_syncs_the_data_only(disk: OverlayDisk, s
     syncs.seen.clear()
     disk.write_nowait(0, NOISE[::-1])
     await disk.flush()
+    assert syncs.seen == ["sync vda.data"]
+    disk.close()
+
+
+async def test_flush_of_what_is_durable_syncs_nothing(disk: OverlayDisk, syncs: Syncs) -> None:
+    """Without a write since the last flush there is nothing to sync; after opening nobody knows, and after a failure neither."""
+    disk.write_nowait(0, NOISE)
     await disk.flush()
-    assert syncs.seen == ["sync vda.data"] * 2
+    syncs.seen.clear()
+    await disk.flush()
+    assert syncs.seen == []
+    await disk.discard(0, BLOCK)
+    await disk.flush()
+    assert syncs.seen == ["sync vda.data", "write vda.map", "sync vda.map"]
+    disk.close()
+
+
+async def test_flush_after_a_failed_one_tries_again(tmp_path: Path) -> None:
+    """What a flush that failed, or was cancelled, left undone is done by the next, without another write."""
+    full = [True]
+
+    def pwrite(fd: int, body: bytes | bytearray | memoryview, offset: int) -> int:
+        if full[0] and os.readlink(f"/proc/self/fd/{fd}").endswith(".map"):
+            raise OSError(errno.ENOSPC, "full")
+        return os.pwrite(fd, body, offset)
+
+    OverlayDisk.create(tmp_path, "vda", GIB, "")
+    disk = OverlayDisk.open(tmp_path, "vda", None, dataclasses.replace(CALLS, pwrite=pwrite))
+    disk.write_nowait(0, NOISE)
+    for _ in range(2):
+        with pytest.raises(NoSpace):
+            await disk.flush()
+    full[0] = False
+    await disk.flush()
+    disk.close()
+    disk = OverlayDisk.open(tmp_path, "vda", None, OTHER_BOOT)
+    assert disk.read_nowait(0, BLOCK) == NOISE
     disk.close()
 
 
