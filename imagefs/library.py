@@ -164,20 +164,27 @@ class ImageDisk:
 
     async def read(self, offset: int, length: int) -> bytes | bytearray:
         """As Source says. Raises VersionChanged if the image has other bytes than the instance was made from."""
-        if self._disk is None:
-            try:
-                image = await self._catalog.find(self._image_id)
-            except NotFound as error:
-                raise StoreRefused(f"{error}: it was deleted, and what the instance has not written cannot be read any more") from error
-            if self._data_version not in image.data_versions:
-                raise VersionChanged(f"image {self._image_id} has other bytes than the instance was made from: its disk cannot be read further")
-            opened = await self._library.open(image)
-            disk = opened.as_disk()
-            if disk.size != self._size:
-                raise VersionChanged(
-                    f"image {self._image_id} is a disk of {disk.size} bytes, not of {self._size} as when the instance was made from it"
-                )
-            self._disk = disk
-            # from here on the hot path goes to the image itself, without a step through this object
-            self.read_nowait = disk.read_nowait  # type: ignore[method-assign]
-        return await self._disk.read(offset, length)
+        disk = self._disk if self._disk is not None else await self._opened()
+        return await disk.read(offset, length)
+
+    async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """As Source says; opens the image. Raises what `read` raises."""
+        disk = self._disk if self._disk is not None else await self._opened()
+        return await disk.extents(offset, length)
+
+    async def _opened(self) -> Source:
+        """Open the image. Several may do so at once: the library gives all of them the same disk."""
+        try:
+            image = await self._catalog.find(self._image_id)
+        except NotFound as error:
+            raise StoreRefused(f"{error}: it was deleted, and what the instance has not written cannot be read any more") from error
+        if self._data_version not in image.data_versions:
+            raise VersionChanged(f"image {self._image_id} has other bytes than the instance was made from: its disk cannot be read further")
+        opened = await self._library.open(image)
+        disk = opened.as_disk()
+        if disk.size != self._size:
+            raise VersionChanged(f"image {self._image_id} is a disk of {disk.size} bytes, not of {self._size} as when the instance was made from it")
+        self._disk = disk
+        # from here on the hot path goes to the image itself, without a step through this object
+        self.read_nowait = disk.read_nowait  # type: ignore[method-assign]
+        return disk

@@ -24,3 +24,11 @@ class Source(Protocol):
         Raises a StoreError if they cannot be had, ImageRefused if the image's own structure is wrong there.
         """
         ...
+
+    async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return (start, stop) of what may hold other than zeros within the range, in order and not overlapping; all else reads as zeros.
+
+        Extents are cut to the range and to the source's end; two may touch. Reads tables at most, and fetches no image data. Ask for some
+        GiB at a time: the answer grows with the number of extents. Raises what `read` raises. Safe to cancel.
+        """
+        ...

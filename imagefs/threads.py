@@ -28,11 +28,19 @@ class Lane(enum.Enum):
     """Fetches of image data: one ranged GET each."""
     DISK = 32
     """Reads, writes and flushes of files in the state directory and of local stores."""
+    UPLOAD = 4
+    """New images on their way into the store: each holds its thread for as long as that takes. Its end is waited for, so that nothing of an
+    upload that was broken off is left behind."""
+    PACK = 3
+    """Compression of snapshots: few, since guests want the processors too."""
     IDENTITY = 6
     """Questions to the host's user database, which may be across the network and hang. Abandoned on cancellation."""
+    CALLER = 5
+    """Looks at paths that a caller named, which may lie on a filesystem of the caller's that hangs. They change nothing. Abandoned on
+    cancellation."""
 
 
-_ABANDONED: Final = frozenset({Lane.STORE, Lane.KERNEL, Lane.IDENTITY})
+_ABANDONED: Final = frozenset({Lane.STORE, Lane.KERNEL, Lane.IDENTITY, Lane.CALLER})
 _limiters = {lane: trio.CapacityLimiter(lane.value) for lane in Lane}
 
 

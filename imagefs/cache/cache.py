@@ -11,12 +11,13 @@ from imagefs import threads
 from imagefs.cache.budget import fill_cost, unit_cost
 from imagefs.cache.filler import UnitFiller
 from imagefs.cache.flight import Blame, Fill, Flight
-from imagefs.cache.geometry import FILL_UNITS, REGION_UNITS, assemble, clipped, plan_fill, unit_span
+from imagefs.cache.geometry import FILL_UNITS, REGION_UNITS, assemble, clipped, plan_fill, unit_span, without_units
 from imagefs.cache.invariants import require
 from imagefs.cache.memory import Memory
 from imagefs.cache.shelf import Shelf
 from imagefs.cache.unit_map import ABSENT, DATA, ZERO
 from imagefs.errors import ImagefsError, StoreUnavailable
+from imagefs.extents import Extents
 from imagefs.threads import Lane
 from imagefs.units import UNIT
 
@@ -121,6 +122,14 @@ class UnitCache:
                     return await self._collect(offset, length, loose)
                 except OSError as error:
                     self._shelf.abandon(error)
+
+    async def extents(self, offset: int, length: int) -> Extents:
+        """As Source says: what the filler says, less the units that are known to be zeros. Looks at no unit on the disk."""
+        length = clipped(offset, length, self._size)
+        if not length:
+            return []
+        found = await self._filler.extents(offset, length)
+        return without_units(found, lambda unit: self._states[unit] == ZERO)
 
     async def prefetch(self, offset: int, length: int) -> None:
         """Bring a range here without reading it, 1 MiB at a time; does nothing where nothing is stored. Safe to cancel.

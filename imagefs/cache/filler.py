@@ -20,6 +20,10 @@ class UnitFiller(Protocol):
         """Return the range (first unit, count) around `unit` that filling `unit` brings for free; (unit, 1) if nothing. Never waits."""
         ...
 
+    async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return what of a range within the address space may hold other than zeros, as `Source.extents` says; reads tables at most."""
+        ...
+
     async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
         """Bring `count` units from `first_unit` on, and deliver each as soon as it is there. Any number of fills may run at once.
 

@@ -6,6 +6,7 @@ A unit is 64 KiB of an address space (the last one may be short), a window 8 uni
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from imagefs.extents import Extents, joined
 from imagefs.units import UNIT
 
 WINDOW_UNITS: Final = 8
@@ -71,6 +72,16 @@ def plan_fill(unit: int, wanted_end: int, free: tuple[int, int], unit_count: int
     while first > first_limit and missing(first - 1):
         first -= 1
     return range(first, stop)
+
+
+def without_units(extents: Extents, left_out: Callable[[int], bool]) -> Extents:
+    """Return the extents without the bytes of units that `left_out` names."""
+    return joined(
+        (max(start, unit * UNIT), min(stop, (unit + 1) * UNIT))
+        for start, stop in extents
+        for unit in unit_span(start, stop - start)
+        if not left_out(unit)
+    )
 
 
 def assemble(offset: int, length: int, loose: Mapping[int, bytes], read: Callable[[int, int], bytes]) -> bytes:

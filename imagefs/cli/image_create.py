@@ -66,7 +66,7 @@ def image_create(invocation: Invocation, /, shape: Shape, name: str, source: Pat
         record = msgspec.structs.replace(record, disk_format=inspection.format, virtual_size=inspection.virtual_size)
         before = _stamp(file)
         with transfer(f"Storing {name}", size) as advance:
-            stored = store.create(record, file, size, advance)
+            stored = store.create(record, lambda: (file, size), advance)
         if _stamp(file) != before:
             store.delete(stored.record.id)
             raise InvalidInput(f"image create {name}: {source} was changed while it was read, so the image was removed again: stop its writer first")

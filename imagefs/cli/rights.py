@@ -12,7 +12,7 @@ from imagefs.errors import Denied, NotPermitted
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity
 from imagefs.properties.access import Access
-from imagefs.properties.change import VISIBILITY_POLICIES
+from imagefs.properties.creation import check_create
 from imagefs.rules import load_access, load_identities
 from imagefs.store.record import ImageRecord
 
@@ -34,22 +34,9 @@ class Rights:
         return self.access.lists(self.identity, record)
 
     def check_create(self, record: ImageRecord) -> None:
-        """Return if the identity may store such an image. Raises Denied with the reason.
-
-        As Glance decides it: the policies of a new image are asked with its owner and visibility alone.
-        """
+        """Return if the identity may store such an image. Raises Denied with the reason. See `creation.check_create`."""
         what = f"image create {record.name}"
-        foreign = record.owner != self.identity.project_id and not self.access.is_admin(self.identity)
-        if foreign or not self._may_create("add_image", record):
-            owner = "without an owner" if record.owner is None else f"of project {record.owner}"
-            why = "only admins may, since it is not your project" if foreign else "the policy add_image does not allow it"
-            raise Denied(f"{what}: you may not create images {owner}: {why}")
-        policy = VISIBILITY_POLICIES.get(record.visibility)
-        if policy is not None and not self._may_create(policy, record):
-            raise Denied(f"{what}: you may not make it {record.visibility}: the policy {policy} does not allow it: choose another visibility")
-        for name in record.properties:
-            if not self.access.may("create", name, self.identity):
-                raise Denied(f"{what}: you may not set --property {name}: the property protections do not allow it: leave it out")
+        check_create(self.identity, self.access, record, what, setting="--property", remedy=": leave it out")
 
     def check_delete(self, record: ImageRecord, what: str) -> None:
         """Return if the identity may delete the image. Raises NotFound if it does not see it, Denied, NotPermitted if it is protected.
@@ -63,9 +50,6 @@ class Rights:
             raise Denied(f"{what}: the policy delete_image does not allow it")
         if record.protected:
             raise NotPermitted(f"{what}: the image is protected: unset protected first")
-
-    def _may_create(self, policy: str, record: ImageRecord) -> bool:
-        return self.access.may_create(policy, self.identity, record.owner, record.visibility)
 
 
 def rights_of_process(config: Config) -> Rights:

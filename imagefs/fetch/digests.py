@@ -8,9 +8,12 @@ from typing import Final
 from imagefs.errors import NotFound, WrongBytes
 from imagefs.store import tree
 from imagefs.store.record import HashTree
+from imagefs.units import UNIT
 
 PAGES_KEPT: Final = 64
 """Pages of digests kept per image: 2 MiB of memory, which prove 4 GiB of image."""
+
+_ZERO_UNIT: Final = tree.digest_of(bytes(UNIT))
 
 LoadPage = Callable[[int], bytes]
 """Fetches one page of digests, unverified; blocks; raises StoreErrors, and NotFound if the store has none."""
@@ -31,6 +34,7 @@ class UnitDigests:
         self._tree = hash_tree
         self._size = size
         self._load_page = load_page
+        self._zero_tail = tree.digest_of(bytes(size % UNIT))  # what a short last unit of zeros has
         self._pages: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()  # around _pages, held for no I/O
         self._loading = threading.Lock()  # one page at a time: a cold boot's 16 fetches all want the same one
@@ -44,6 +48,11 @@ class UnitDigests:
         """Return if `body` is unit number `unit` of the image. Raises WrongBytes, naming image, unit and offset, and StoreErrors."""
         page = self._page(tree.page_of(unit))
         tree.verify_unit(page, unit, body, f"image {self.name}, unit {unit}")
+
+    def is_zero(self, unit: int) -> bool:
+        """Tell whether unit number `unit` of the image is proved to be all zeros, by its digest alone. Raises WrongBytes and StoreErrors."""
+        page = self._page(tree.page_of(unit))
+        return tree.digest_in_page(page, unit) == (_ZERO_UNIT if (unit + 1) * UNIT <= self._size else self._zero_tail)
 
     def _page(self, page: int) -> bytes:
         body = self._kept(page)

@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import Callable
 
 from imagefs import threads
+from imagefs.extents import Extents, clipped, joined
 from imagefs.fetch.stored import StoredObject
 from imagefs.threads import Lane
+from imagefs.units import UNIT, unit_count
 
 Deliver = Callable[[int, bytes | None], None]
 """Takes a unit's number and its bytes (None: all zero); called from the FETCH thread."""
@@ -23,6 +25,18 @@ class ObjectFiller:
     def plan(self, unit: int) -> tuple[int, int]:
         """Return (unit, 1): no other stored unit comes for free with one."""
         return unit, 1
+
+    async def extents(self, offset: int, length: int) -> Extents:
+        """Return the units within the range that are not known to be zeros: the digests tell, where there are any.
+
+        Fetches pages of digests, 32 KiB for 64 MiB. Raises StoreErrors.
+        """
+        stop = min(offset + length, self.size)
+        if offset >= stop:
+            return []
+        first, end = offset // UNIT, unit_count(stop)
+        found = await threads.run(Lane.FETCH, self._stored.nonzero_units, first, end - first)
+        return clipped(joined((unit * UNIT, (unit + 1) * UNIT) for unit in found), offset, stop)
 
     async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
         """Fetch `count` units from `first_unit` on and deliver each, in order, as its last byte arrives.

@@ -8,7 +8,9 @@ from typing import Final
 
 from imagefs import threads
 from imagefs.errors import ImageRefused, StoreUnavailable, VersionChanged
+from imagefs.extents import Extents, clipped, widened
 from imagefs.fetch.stored import StoredObject
+from imagefs.holes import data_ranges
 from imagefs.threads import Lane
 from imagefs.units import UNIT, unit_count
 
@@ -90,6 +92,20 @@ class InPlaceSource:
         if body is None:
             body = await threads.run(Lane.DISK, self._read_proved, offset, length)
         return body
+
+    async def extents(self, offset: int, length: int) -> Extents:
+        """As Source says: what the filesystem has no hole for, in whole units. Raises VersionChanged, StoreUnavailable."""
+        stop = min(offset + length, self._size)
+        return await threads.run(Lane.DISK, self._data_extents, offset, stop) if offset < stop else []
+
+    def _data_extents(self, offset: int, stop: int) -> Extents:
+        try:
+            # Whole units: that bounds the list, and a unit is read as a whole anyway, to be proved.
+            found = widened(data_ranges(self._file, offset, stop), UNIT)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._stored.name}: cannot tell the holes of {self._path}: {error.strerror}") from error
+        self._check_pin()
+        return clipped(found, offset, stop)
 
     def _read_proved(self, offset: int, length: int) -> bytes:
         """Read in a thread, proving each unit that was not: the bytes that are returned are the bytes that were proved."""

@@ -15,6 +15,7 @@ from imagefs.errors import ImagefsError, StoreUnavailable, WrongBytes
 from imagefs.fetch.backoff import Chance, Clock, Retries, RetryPolicy
 from imagefs.fetch.digests import UnitDigests
 from imagefs.store.protocol import DataObject
+from imagefs.store.tree import PAGE_UNITS
 from imagefs.units import UNIT, unit_count
 
 SLICE: Final = 0.5
@@ -112,6 +113,23 @@ class StoredObject:
         """Return if `body` is unit number `unit`, or if nothing can tell. Raises WrongBytes, and StoreErrors of the digests."""
         if self._digests is not None:
             self._digests.verify(unit, body)
+
+    def nonzero_units(self, first_unit: int, count: int) -> list[int]:
+        """Return those of `count` units from `first_unit` on, up to the object's end, that digests do not prove to be zeros.
+
+        Blocks while pages of digests are fetched. Raises StoreErrors; without digests no unit is known to be zeros.
+        """
+        units = range(first_unit, min(first_unit + count, self.units))
+        digests = self._digests
+        if digests is None:
+            return list(units)
+        nonzero = []
+        for unit in units:
+            if unit % PAGE_UNITS == 0:
+                self._check_wanted()
+            if not digests.is_zero(unit):
+                nonzero.append(unit)
+        return nonzero
 
     def confirm(self) -> None:
         """Return if the store has the object at the pinned version now. Blocks. Raises VersionChanged and other StoreErrors."""

@@ -10,11 +10,11 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, NoReturn
+from typing import Final, NoReturn
 
 from imagefs.errors import NotFound, ReadOnly, VersionChanged
 from imagefs.store.layout import timestamp
-from imagefs.store.protocol import Bucket, DataObject, Entry, Listed, Progress, StoredRecord
+from imagefs.store.protocol import Bucket, Content, DataObject, Entry, Listed, Progress, StoredRecord
 from imagefs.store.record import ImageRecord
 
 FLAT_NAMESPACE: Final = uuid.UUID("2f0a4ed5-6b55-4b3e-9c0d-1f6b7a2c8e11")
@@ -138,7 +138,7 @@ class FlatLayout:
         """Raise NotFound: a flat store has no digests."""
         raise NotFound(f"image {record.id} has no page {page} of digests: {self.url} is a flat store")
 
-    def create(self, record: ImageRecord, source: BinaryIO, size: int, progress: Progress) -> StoredRecord:
+    def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:
         """Raise ReadOnly."""
         self._refuse(f"storing image {record.id}")
 

@@ -4,9 +4,9 @@
     <image-id>/data          the image's bytes, never changed
     <image-id>/digests       SHA-256 of each 64 KiB of `data`, 32 bytes each; `image.json` has the hash of each page of them
 
-Creating writes the record first (queued, saving), the data and the digests, and then makes the record active. Deleting marks the
-record `deleted` first, by a conditional write, so that no change made meanwhile can bring the image back; the mark counts as "not
-found", and deleting again finishes a deletion that was interrupted. Other objects in the bucket are ignored.
+Creating writes the record first (queued, while the bytes are got ready; then saving), the data and the digests, and then makes the
+record active. Deleting marks the record `deleted` first, by a conditional write, so that no change made meanwhile can bring the image
+back; the mark counts as "not found", and deleting again finishes a deletion that was interrupted. Other objects in the bucket are ignored.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import msgspec
 
 from imagefs.errors import AlreadyExists, Conflict, ImagefsError, ImageRefused, InvalidInput, NotFound, NotPermitted, VersionChanged
 from imagefs.store.intake import Intake
-from imagefs.store.protocol import Bucket, DataObject, Listed, Progress, StoredRecord
+from imagefs.store.protocol import Bucket, Content, DataObject, Listed, Progress, StoredRecord
 from imagefs.store.record import ImageRecord, decode_record, encode_record, is_image_id
 from imagefs.store.tree import page_range
 
@@ -110,16 +110,18 @@ class ImagefsLayout:
             raise NotFound(f"image {record.id} has no page {page} of digests")
         return self._bucket.peek(f"{record.id}/{DIGESTS}", offset, length)
 
-    def create(self, record: ImageRecord, source: BinaryIO, size: int, progress: Progress) -> StoredRecord:
+    def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:
         """Store a new image and return its active record.
 
-        Raises AlreadyExists, InvalidInput if `source` has not `size` bytes, NoSpace, and NotFound if the image is deleted meanwhile.
-        Whatever ends it early, KeyboardInterrupt too, what was written is removed, unless the store does not even allow that.
+        Raises AlreadyExists, InvalidInput if the content has not as many bytes as it should, NoSpace, what `content` and `progress` raise, and
+        NotFound if the image is deleted meanwhile. Whatever ends it early, KeyboardInterrupt too, what was written is removed, unless the store
+        does not even allow that.
         """
         now = timestamp(self._clock())
         queued = msgspec.structs.replace(record, status="queued", created_at=now, updated_at=now, size=None, key=None)
         self._claim(queued)
         try:
+            source, size = content()
             self._advance(queued, "queued", lambda current: msgspec.structs.replace(current, status="saving"))
             return self._fill(queued, source, size, progress)
         except BaseException:

@@ -17,7 +17,13 @@ SMALL_LIMIT: Final = MAX_RECORD + 1
 """Bytes after which `Bucket.get` cuts, so that a hostile object cannot fill the memory; a record that long is refused."""
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes moved since the last call."""
+"""Called with the number of bytes moved since the last call, in any thread, and in several at once. What it raises breaks the work off."""
+
+Content = Callable[[], tuple[BinaryIO, int]]
+"""Called once, in the thread of who stores an image: returns its bytes, to be read in order from where the stream stands, and how many they are.
+
+It may take long: the bytes may only then be made. The stream is the caller's to close.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,10 +172,11 @@ class ImageStore(Protocol):
         """Return page number `page` of the image's `digests`, unverified. Raises NotFound if the store has none."""
         ...
 
-    def create(self, record: ImageRecord, source: BinaryIO, size: int, progress: Progress) -> StoredRecord:
-        """Store a new image of `size` bytes and return its active record, with size, checksums and digests filled in.
+    def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:
+        """Store a new image and return its active record, with size, checksums and digests filled in.
 
-        The image is visible as `queued`, then `saving`, then `active`; a failure leaves nothing behind. Raises AlreadyExists.
+        The image is visible as `queued` from before `content` is called until it has returned, then as `saving`, then as `active`.
+        A failure, also of `content` and of `progress`, leaves nothing behind and passes through. Raises AlreadyExists.
         """
         ...
 

@@ -158,12 +158,12 @@ class S3Bucket:
         transfer = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=UPLOAD_THREADS)
         transfer.max_in_memory_upload_chunks = UPLOAD_THREADS
         doing = f"storing {self._name(key)}"
-        reading = _Reading(source)
+        moving = _Moving(source, progress)
         try:
             self._try(
                 doing,
                 lambda: self._uploader.upload_fileobj(
-                    cast("IO[bytes]", reading), self._bucket, self._prefix + key, Callback=progress, Config=transfer
+                    cast("IO[bytes]", moving), self._bucket, self._prefix + key, Callback=moving.moved, Config=transfer
                 ),
             )
         except KeyError as error:
@@ -171,10 +171,12 @@ class S3Bucket:
                 raise
             raise StoreUnavailable(f"{doing}: {self._endpoint} gave an empty answer") from error
         except Exception:
-            if reading.error is not None:
-                raise reading.error from None
+            if moving.error is not None:
+                raise moving.error from None
             raise
         try:
+            if moving.error is not None:  # `progress` refused the last bytes, when there was nothing more to read
+                raise moving.error
             return self._stored_version(key, size)
         except BaseException:
             with contextlib.suppress(StoreError):
@@ -366,18 +368,30 @@ def _explain(error: Exception, doing: str, bucket: str, endpoint: str) -> Imagef
     return StoreRefused(f"{doing}: {_one_line(error)}: mend [store] url or [store.s3]")
 
 
-class _Reading:
-    """A source that s3transfer reads in a thread of its own. Of what reading raises it waits for ever for anything that is no
-    Exception (KeyboardInterrupt, for one): so it gets an Exception in any case, and `error` has the real one.
+class _Moving:
+    """A source that s3transfer reads in a thread of its own, and what it tells, in others, of the bytes that it has sent. `error` is the first
+    that either raised.
+
+    Of what reading raises s3transfer waits for ever for anything that is no Exception (KeyboardInterrupt, for one): so it gets an Exception in
+    any case. What `progress` raises it would take for a broken connection, and try again: so that ends the reading instead.
     """
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO, progress: Progress) -> None:
         self._source = source
+        self._progress = progress
         self.error: BaseException | None = None
 
     def read(self, size: int = -1) -> bytes:
-        try:
-            return self._source.read(size)
-        except BaseException as error:
-            self.error = error
-            raise RuntimeError("the source of the upload cannot be read") from error
+        if self.error is None:
+            try:
+                return self._source.read(size)
+            except BaseException as error:
+                self.error = error
+        raise RuntimeError("the upload was broken off") from self.error
+
+    def moved(self, count: int) -> None:
+        if self.error is None:
+            try:
+                self._progress(count)
+            except BaseException as error:
+                self.error = error

@@ -1,6 +1,5 @@
 """What the Glance store promises besides what every store does, with a real Glance: two nodes at once, direct reading, other accounts."""
 
-import io
 import os
 import threading
 import uuid
@@ -19,6 +18,7 @@ from imagefs.store.protocol import ImageStore
 from imagefs.store.record import ImageRecord, Member
 from tests.support.glance import Glance, start_glance, token_for
 from tests.support.seaweed import Seaweed
+from tests.support.sources import given
 
 pytestmark = pytest.mark.glance
 
@@ -89,7 +89,7 @@ def test_a_record_of_every_attribute_comes_back(glance_store: GlanceStore, glanc
     odd = {"a/b": "1", "~0~1": "2", "empty": "", "ümläut": "ß€", "x" * 255: "long", "with blank": " v ", "%41": "%42", "os_distro": "d"}
     wanted = ImageRecord(id=str(uuid.uuid4()), created_at="", updated_at="", name="", owner="p9", visibility="community", properties=odd)
     wanted = msgspec.structs.replace(wanted, disk_format="qcow2", container_format="bare", os_hidden=True)
-    made = glance_store.create(msgspec.structs.replace(wanted, disk_format="raw"), io.BytesIO(b"x"), 1, lambda _: None).record
+    made = glance_store.create(msgspec.structs.replace(wanted, disk_format="raw"), given(b"x"), lambda _: None).record
     assert (made.properties, made.owner, made.visibility, made.os_hidden) == (odd, "p9", "community", True)
     changed = glance_store.update(made.id, lambda old: msgspec.structs.replace(old, properties={name: value + "!" for name, value in odd.items()}))
     assert changed.record.properties == {name: value + "!" for name, value in odd.items()}

@@ -18,7 +18,7 @@ from imagefs.store.protocol import Bucket, ImageStore, StoredRecord
 from imagefs.store.record import ImageRecord, Member
 from imagefs.units import MIB
 from tests.support.glance import Glance
-from tests.support.sources import Bomb
+from tests.support.sources import Bomb, given
 
 BODY = bytes(range(256)) * 1000 + b"the last unit is short"
 
@@ -32,7 +32,7 @@ class World:
 
     def create(self, body: bytes = BODY, **attributes: object) -> ImageRecord:
         """Store an image under a new id, unless `attributes` has one."""
-        return self.store.create(record(**attributes), io.BytesIO(body), len(body), lambda _: None).record
+        return self.store.create(record(**attributes), given(body), lambda _: None).record
 
 
 @pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.s3), pytest.param("glance", marks=pytest.mark.glance)])
@@ -74,7 +74,7 @@ def test_a_store_can_be_checked(world: World) -> None:
 def test_a_created_image_is_active_with_everything_filled_in(world: World) -> None:
     """Create returns the record with size, hashes and times, and find and the listing have the same one."""
     wanted = record(name="debian", min_disk=2, min_ram=64, visibility="public", properties={"os_distro": "debian", "a/b~c": "ü "}, tags=("t1", "t2"))
-    made = world.store.create(wanted, io.BytesIO(BODY), len(BODY), lambda _: None)
+    made = world.store.create(wanted, given(BODY), lambda _: None)
     learnt = {"size": len(BODY), "checksum": hashlib.md5(BODY, usedforsecurity=False).hexdigest(), "os_hash_algo": "sha512"}
     for name, value in {**msgspec.structs.asdict(wanted), **learnt, "os_hash_value": hashlib.sha512(BODY).hexdigest(), "status": "active"}.items():
         if name not in ("created_at", "updated_at", "owner", "virtual_size", "tree"):
@@ -111,7 +111,7 @@ def test_an_image_of_no_bytes_can_be_created(world: World) -> None:
 def test_progress_adds_up_to_the_size(world: World) -> None:
     """What is reported while an image is stored is its bytes, in several steps."""
     steps: list[int] = []
-    world.store.create(record(), io.BytesIO(bytes(4 * MIB)), 4 * MIB, steps.append)
+    world.store.create(record(), given(bytes(4 * MIB)), steps.append)
     assert sum(steps) == 4 * MIB
     assert len(steps) > 1
 
@@ -143,7 +143,7 @@ def test_a_source_that_ends_early_leaves_no_image(world: World) -> None:
     """Create of fewer bytes than announced fails with the reason and leaves nothing."""
     wanted = record()
     with pytest.raises(InvalidInput, match="ended after 100 of 200 bytes"):
-        world.store.create(wanted, io.BytesIO(bytes(100)), 200, lambda _: None)
+        world.store.create(wanted, given(bytes(100), 200), lambda _: None)
     assert world.leftovers(wanted.id) == []
 
 
@@ -152,10 +152,79 @@ def test_a_creation_that_is_broken_off_leaves_nothing(world: World, error: BaseE
     """Whatever ends a creation, the record and the data are gone after it, also of an image that was to be protected."""
     wanted = record(protected=True)
     with pytest.raises(InvalidInput if isinstance(error, OSError) else type(error)):
-        world.store.create(wanted, Bomb(error), 4 * MIB, lambda _: None)
+        world.store.create(wanted, given(Bomb(error), 4 * MIB), lambda _: None)
     assert world.leftovers(wanted.id) == []
     with pytest.raises(NotFound):
         world.store.find(wanted.id)
+
+
+def test_an_image_is_queued_while_its_content_is_made(world: World) -> None:
+    """The image is there, for find and in the listing, without bytes, before its content is asked for; that is asked for once."""
+    wanted = record(name="later", properties={"instance_uuid": "x"})
+    seen: list[StoredRecord | None] = []
+
+    def content() -> tuple[io.BytesIO, int]:
+        seen.extend((world.store.find(wanted.id), listed(world, wanted.id)))
+        return io.BytesIO(BODY), len(BODY)
+
+    made = world.store.create(wanted, content, lambda _: None)
+    assert len(seen) == 2
+    for stored in seen:
+        assert stored is not None
+        assert (stored.record.status, stored.record.size, stored.record.name) == ("queued", None, "later")
+        assert stored.record.properties == {"instance_uuid": "x"}
+    assert (made.record.status, made.record.size) == ("active", len(BODY))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no room for it"), KeyboardInterrupt(), NotPermitted("no")], ids=["error", "interrupt", "refused"])
+def test_content_that_cannot_be_made_leaves_no_image(world: World, error: BaseException) -> None:
+    """What making the content raises passes through, and the queued image is gone."""
+    wanted = record(protected=True)
+
+    def content() -> tuple[io.BytesIO, int]:
+        assert world.store.find(wanted.id).record.status == "queued"
+        raise error
+
+    with pytest.raises(type(error)):
+        world.store.create(wanted, content, lambda _: None)
+    assert world.leftovers(wanted.id) == []
+    with pytest.raises(NotFound):
+        world.store.find(wanted.id)
+
+
+def test_an_image_deleted_while_its_content_is_made_stays_deleted(world: World) -> None:
+    """Its bytes are not stored then, and nothing is left."""
+    wanted = record()
+
+    def content() -> tuple[io.BytesIO, int]:
+        world.store.delete(wanted.id)
+        return io.BytesIO(BODY), len(BODY)
+
+    with pytest.raises(NotFound):
+        world.store.create(wanted, content, lambda _: None)
+    assert world.leftovers(wanted.id) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("size", [100_000, 30 * MIB], ids=["small", "parts"])
+def test_progress_may_break_a_creation_off(world: World, error: BaseException, size: int) -> None:
+    """What progress raises, at the first bytes or at the last, passes through soon and leaves nothing, also where an image goes in several parts."""
+    body = bytes(range(250)) * (size // 250)
+    for enough in (1, len(body)):
+        wanted = record()
+        steps: list[int] = []
+
+        def stop(count: int, enough: int = enough, steps: list[int] = steps) -> None:
+            steps.append(count)
+            if sum(steps) >= enough:
+                raise error
+
+        with pytest.raises(type(error)):
+            world.store.create(wanted, given(body), stop)
+        assert sum(steps) >= enough
+        assert world.leftovers(wanted.id) == []
+        with pytest.raises(NotFound):
+            world.store.find(wanted.id)
 
 
 def test_an_image_deleted_while_it_is_stored_stays_deleted(world: World) -> None:
@@ -168,7 +237,7 @@ def test_an_image_deleted_while_it_is_stored_stays_deleted(world: World) -> None
             delete(wanted.id)
 
     with pytest.raises(NotFound):
-        world.store.create(wanted, Bomb(delete_once), 4 * MIB, lambda _: None)
+        world.store.create(wanted, given(Bomb(delete_once), 4 * MIB), lambda _: None)
     assert world.leftovers(wanted.id) == []
 
 
@@ -181,7 +250,7 @@ def test_a_property_set_while_the_image_is_stored_is_kept(world: World) -> None:
         for update in renames:
             update(wanted.id, lambda old: msgspec.structs.replace(old, name="renamed"))
 
-    made = world.store.create(wanted, Bomb(rename_once), 4 * MIB, lambda _: None)
+    made = world.store.create(wanted, given(Bomb(rename_once), 4 * MIB), lambda _: None)
     assert (made.record.name, made.record.status) == ("renamed", "active")
 
 

@@ -16,7 +16,7 @@ from imagefs.store.protocol import Bucket
 from imagefs.store.record import ImageRecord
 from imagefs.store.tree import digest_of, verify_page, verify_unit
 from imagefs.units import MIB, UNIT
-from tests.support.sources import Bomb
+from tests.support.sources import Bomb, given
 
 ID = "11111111-2222-4333-8444-555555555555"
 OTHER = "9999abcd-2222-4333-8444-555555555555"
@@ -46,7 +46,7 @@ def flat(bucket: Bucket) -> FlatLayout:
 
 
 def create(layout: ImagefsLayout, image_id: str = ID, body: bytes = BODY, **attributes: object) -> ImageRecord:
-    return layout.create(record(image_id, **attributes), io.BytesIO(body), len(body), lambda _: None).record
+    return layout.create(record(image_id, **attributes), given(body), lambda _: None).record
 
 
 def upload(bucket: Bucket, key: str, body: bytes) -> None:
@@ -109,7 +109,7 @@ class Watcher(io.BytesIO):
 def test_an_image_is_saving_while_its_bytes_are_stored(layout: ImagefsLayout) -> None:
     """Others see the status saving during the upload."""
     source = Watcher(layout)
-    layout.create(record(), source, len(BODY), lambda _: None)
+    layout.create(record(), given(source, len(BODY)), lambda _: None)
     assert set(source.seen) == {"saving"}
 
 
@@ -122,7 +122,7 @@ def test_a_failed_creation_does_not_remove_another_image_that_took_the_id(layout
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        layout.create(record(), Bomb(replace_and_fail), 4 * MIB, lambda _: None)
+        layout.create(record(), given(Bomb(replace_and_fail), 4 * MIB), lambda _: None)
     assert layout.find(ID).record.name == "the other one"
 
 
@@ -250,7 +250,7 @@ def test_a_flat_store_is_read_only(flat: FlatLayout, bucket: Bucket) -> None:
     writes: tuple[Callable[[], object], ...] = (
         lambda: flat.update(listed.image_id, lambda old: old),
         lambda: flat.delete(listed.image_id),
-        lambda: flat.create(record(), io.BytesIO(b"x"), 1, lambda _: None),
+        lambda: flat.create(record(), given(b"x"), lambda _: None),
     )
     for write in writes:
         with pytest.raises(ReadOnly, match="add, replace or remove the file or object itself"):

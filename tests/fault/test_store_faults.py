@@ -34,6 +34,7 @@ from imagefs.store.s3 import S3Bucket, Timeouts
 from imagefs.units import MIB
 from tests.support.s3proxy import Fault, FaultProxy, random_faults
 from tests.support.seaweed import Seaweed
+from tests.support.sources import given
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 KEY = "image/data"
@@ -244,13 +245,51 @@ def test_an_upload_that_is_broken_off_leaves_no_parts(behind: S3Bucket, aws_keys
     assert [found for found in uploads.get("Uploads", []) if found["Key"].endswith("image/broken")] == []
 
 
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("at", [1, 20 * MIB], ids=["first", "last"])
+def test_an_upload_whose_progress_breaks_it_off_leaves_nothing(behind: S3Bucket, aws_keys: Seaweed, error: BaseException, at: int) -> None:
+    """Neither object nor parts, also when all was sent; no part is sent again because of it."""
+    told: list[int] = []
+    lock = threading.Lock()
+
+    def stop(count: int) -> None:
+        with lock:
+            told.append(count)
+            if sum(told) >= at:
+                raise error
+
+    with pytest.raises(type(error)):
+        behind.upload("image/stopped", io.BytesIO(bytes(20 * MIB)), 20 * MIB, stop)
+    assert at <= sum(told) <= 20 * MIB
+    with pytest.raises(NotFound):
+        behind.open("image/stopped")
+    uploads = aws_keys.client().list_multipart_uploads(Bucket="images")
+    assert [found for found in uploads.get("Uploads", []) if found["Key"].endswith("image/stopped")] == []
+
+
+def test_content_that_cannot_be_made_while_the_store_is_away_is_told_as_it_is(behind: S3Bucket, s3_proxy: FaultProxy) -> None:
+    """What making the content raises comes out, not that the queued image could not be removed; whoever asks next may remove it."""
+    layout = ImagefsLayout(behind)
+
+    def content() -> tuple[io.BytesIO, int]:
+        s3_proxy.add(Fault.FORBIDDEN, times=None)
+        raise NoSpace("no room for it")
+
+    with pytest.raises(NoSpace, match="no room for it"):
+        layout.create(ImageRecord(id=ID, created_at="", updated_at=""), content, lambda _: None)
+    s3_proxy.clear()
+    assert layout.find(ID).record.status == "queued"
+    layout.delete(ID)
+    assert [entry.key for entry in behind.list()] == [KEY]
+
+
 @pytest.mark.parametrize("target", ["/data", "/digests"])
 def test_a_creation_that_the_store_fails_leaves_nothing(behind: S3Bucket, s3_proxy: FaultProxy, target: str) -> None:
     """If the upload of data or digests is refused, the image is not there afterwards."""
     layout = ImagefsLayout(behind)
     s3_proxy.add(Fault.FORBIDDEN, method="PUT", contains=f"{ID}{target}", times=None)
     with pytest.raises(StoreRefused):
-        layout.create(ImageRecord(id=ID, created_at="", updated_at=""), io.BytesIO(b"body"), 4, lambda _: None)
+        layout.create(ImageRecord(id=ID, created_at="", updated_at=""), given(b"body"), lambda _: None)
     assert [entry.key for entry in behind.list()] == [KEY]
 
 
@@ -260,7 +299,7 @@ def test_a_creation_survives_each_lost_answer(behind: S3Bucket, s3_proxy: FaultP
     layout = ImagefsLayout(behind)
     puts = itertools.count()
     s3_proxy.set_plan(lambda request: (Fault.LOST_ANSWER, 0) if request.method == "PUT" and next(puts) == number else None)
-    made = layout.create(ImageRecord(id=ID, created_at="", updated_at=""), io.BytesIO(b"body"), 4, lambda _: None)
+    made = layout.create(ImageRecord(id=ID, created_at="", updated_at=""), given(b"body"), lambda _: None)
     assert s3_proxy.injected == 1
     assert layout.find(ID) == made
     assert made.record.status == "active"
@@ -389,7 +428,7 @@ def test_a_creation_on_a_full_disk_leaves_no_image(small_disk: Path) -> None:
     """The record of an image that did not fit is gone, and so is its directory."""
     layout = ImagefsLayout(Directory(small_disk))
     with pytest.raises(NoSpace):
-        layout.create(ImageRecord(id=ID, created_at="", updated_at=""), io.BytesIO(BODY * 8), 8 * MIB, lambda _: None)
+        layout.create(ImageRecord(id=ID, created_at="", updated_at=""), given(io.BytesIO(BODY * 8), 8 * MIB), lambda _: None)
     assert list(small_disk.iterdir()) == []
 
 
@@ -465,5 +504,5 @@ def test_a_source_that_cannot_be_read_is_not_blamed_on_the_store(file_bucket: Di
             raise OSError(5, "Input/output error")
 
     with pytest.raises(InvalidInput, match="source cannot be read at byte 0"):
-        ImagefsLayout(file_bucket).create(ImageRecord(id=ID, created_at="", updated_at=""), Unreadable(), 10, lambda _: None)
+        ImagefsLayout(file_bucket).create(ImageRecord(id=ID, created_at="", updated_at=""), given(Unreadable(), 10), lambda _: None)
     assert list(file_bucket.list()) == []

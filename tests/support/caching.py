@@ -14,6 +14,7 @@ from imagefs.cache.directory import disk_usage
 from imagefs.cache.filler import Deliver
 from imagefs.cache.memory import Memory
 from imagefs.cache.root import CacheRoot
+from imagefs.extents import clipped
 from imagefs.threads import Lane
 from imagefs.units import GIB, MIB, UNIT
 
@@ -31,6 +32,7 @@ class HeldFiller:
         self.content = content
         self.size = len(content)
         self.fills: list[tuple[int, int]] = []
+        self.nonzero: list[tuple[int, int]] = [(0, len(content))]
         self.free: Callable[[int], tuple[int, int]] = lambda unit: (unit, 1)
         self.before: Callable[[int], object] = lambda unit: None
         self.asked = trio.Event()
@@ -38,6 +40,9 @@ class HeldFiller:
 
     def plan(self, unit: int) -> tuple[int, int]:
         return self.free(unit)
+
+    async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        return clipped(self.nonzero, offset, offset + length)
 
     async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
         self.fills.append((first_unit, count))

@@ -6,11 +6,14 @@ import random
 import struct
 import subprocess
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
+from imagefs.holes import data_ranges
 from imagefs.image.qcow2.filler import Qcow2Filler
 from imagefs.units import GIB, KIB, MIB, UNIT, unit_count
+
+_ZEROS = bytes(4 * KIB)
 
 LAST_SECTORS = 7 * 512
 """Sizes of test disks end on no unit and no cluster."""
@@ -190,6 +193,47 @@ class FileSource:
         self.reads.append((offset, length))
         return os.pread(self._descriptor, length, offset)
 
+    async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return what is not a hole."""
+        return list(data_ranges(self._descriptor, offset, min(offset + length, self.size)))
+
+
+class FileOutput:
+    """What a Qcow2Writer writes to: a file, with holes for zeros. `fail` is called before each write, with how many there were."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._size = 0
+        self.written: list[tuple[int, int]] = []
+        self.fail: Callable[[int], object] = lambda count: None
+
+    def write_at(self, offset: int, body: bytes | bytearray | memoryview) -> None:
+        """Write `body`, but for zeros at its end."""
+        self.fail(len(self.written))
+        self.written.append((offset, len(body)))
+        kept = len(body)
+        while kept and body[max(0, kept - len(_ZEROS)) : kept] == _ZEROS[:kept]:
+            kept -= len(_ZEROS)
+        os.pwrite(self._descriptor, body[:kept], offset)
+        if offset + len(body) > self._size:
+            self._size = offset + len(body)
+            os.truncate(self._descriptor, self._size)
+
+
+def check_clean(image: Path) -> None:
+    """Raise AssertionError unless qemu-img check finds neither errors nor leaks in a qcow2 image."""
+    found = subprocess.run(["qemu-img", "check", "-f", "qcow2", image], check=False, capture_output=True, text=True)
+    assert (found.returncode, "No errors were found" in found.stdout) == (0, True), found.stdout + found.stderr
+
+
+def decoded_by_qemu(image: Path) -> bytes:
+    """Return the disk that QEMU sees in a qcow2 image."""
+    raw = image.with_suffix(".decoded")
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", image, raw)
+    return raw.read_bytes()
+
 
 class FilledSource:
     """The simplest cache: a Source in guest address space that keeps every unit its filler delivers."""
@@ -217,6 +261,10 @@ class FilledSource:
             return None
         start = offset - units.start * UNIT
         return b"".join(self.units[unit] for unit in units)[start : start + max(0, end - offset)]
+
+    async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return what the filler says."""
+        return await self.filler.extents(offset, length)
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return the bytes, filling each run of missing units with one call."""

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
+from imagefs.extents import Extents
 from imagefs.image.qcow2.image import Qcow2Image
 from imagefs.image.qcow2.tables import Extent, Kind
 from imagefs.source import Source
@@ -64,6 +65,10 @@ class Qcow2Disk(Source):
             parts += [await self._part(extent) for extent in _joined(extents)]
             offset = stop
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def extents(self, offset: int, length: int) -> Extents:
+        """As Source says, by the L1 and L2 tables; compressed clusters are not inflated."""
+        return await self._image.nonzero(offset, length)
 
     def _part_nowait(self, extent: Extent) -> bytes | bytearray | None:
         """Return an extent's bytes, or None if they must be waited for; a REFUSED extent is left to `read`."""

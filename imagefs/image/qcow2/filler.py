@@ -15,6 +15,7 @@ import trio
 from imagefs import threads
 from imagefs.cache.filler import Deliver
 from imagefs.errors import ImagefsError, ImageRefused, WrongBytes
+from imagefs.extents import Extents
 from imagefs.image.qcow2.assembler import UnitAssembler
 from imagefs.image.qcow2.image import Qcow2Image
 from imagefs.image.qcow2.inflate import InflateError, inflate
@@ -100,6 +101,10 @@ class Qcow2Filler:
         while high < last and self._within(high + 1, coming):
             high += 1
         return low, high - low + 1
+
+    async def extents(self, offset: int, length: int) -> Extents:
+        """Return what of a range may hold other than zeros, by the L1 and L2 tables. See `Qcow2Image.nonzero`."""
+        return await self._image.nonzero(offset, length)
 
     async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
         """Fetch and decode guest units and deliver each one when it is whole; units behind the disk's end are passed over.

@@ -28,9 +28,10 @@ class UploadBody:
     def __iter__(self) -> Iterator[bytes]:
         while self.sent < self._size:
             piece = self._intake.read(_PIECE)
+            # First: a Glance that had all of the bytes when `progress` broke the upload off would store them while the image is being deleted.
+            self._progress(len(piece))
             self.sent += len(piece)
             yield piece
-            self._progress(len(piece))
 
 
 def check_arrived(record: ImageRecord, intake: Intake, size: int) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -32,7 +32,7 @@ from imagefs.store.glance.members import READERS, Memberships
 from imagefs.store.glance.record import GONE, decode_image, encode_new, locations, stored
 from imagefs.store.glance.update import Updates
 from imagefs.store.intake import Intake
-from imagefs.store.protocol import DataObject, Entry, Listed, Progress, StoredRecord
+from imagefs.store.protocol import Content, DataObject, Entry, Listed, Progress, StoredRecord
 from imagefs.store.record import ImageRecord, data_versions, is_image_id
 
 ADMIN: Final = "admin"
@@ -135,14 +135,16 @@ class GlanceStore:
         """Raise NotFound: Glance keeps no digests."""
         raise NotFound(f"image {record.id} has no page {page} of digests: {self._url} is a Glance, which keeps none")
 
-    def create(self, record: ImageRecord, source: BinaryIO, size: int, progress: Progress) -> StoredRecord:
+    def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:
         """Store a new image and return its active record, whose hashes are compared with those of the bytes that were sent.
 
         Raises AlreadyExists (Glance uses no id twice, not even a deleted image's), InvalidInput, NotPermitted, QuotaExceeded,
-        NoSpace, and NotFound if the image is deleted meanwhile. Whatever ends it early, the image is removed again.
+        NoSpace, what `content` and `progress` raise, and NotFound if the image is deleted meanwhile. Whatever ends it early, the
+        image is removed again.
         """
         self._claim(record)
         try:
+            source, size = content()
             with Intake(source, size) as intake:
                 self._upload(record.id, intake, size, progress)
                 check_arrived(self.find(record.id).record, intake, size)

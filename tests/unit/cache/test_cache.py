@@ -314,3 +314,16 @@ async def test_readers_wait_for_an_eviction_under_way(tmp_path: Path, nursery: t
         gate.open()
     assert read == [content]
     cache.check_invariants()
+
+
+async def test_extents_are_the_fillers_less_known_zeros(tmp_path: Path, nursery: trio.Nursery, filler: HeldFiller) -> None:
+    """Units of zeros that were seen are left out, and the filler's answer is cut to the range; no unit is filled for it."""
+    caches = await started(tmp_path, nursery)
+    cache = await caches.open(filler)
+    assert await cache.extents(0, 100 * UNIT) == [(0, len(CONTENT))]
+    assert filler.fills == []
+    await cache.read(19 * UNIT, 3 * UNIT)
+    await settled(cache)
+    assert await cache.extents(0, 100 * UNIT) == [(0, 20 * UNIT), (23 * UNIT, len(CONTENT))]
+    assert await cache.extents(20 * UNIT + 5, UNIT) == await cache.extents(100 * UNIT, 5) == []
+    assert await cache.extents(19 * UNIT + 9, 5 * UNIT) == [(19 * UNIT + 9, 20 * UNIT), (23 * UNIT, 24 * UNIT + 9)]

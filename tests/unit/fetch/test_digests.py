@@ -110,3 +110,22 @@ def test_threads_share_one_load() -> None:
         worker.join()
     assert sorted(passed) == list(range(16))
     assert pages.loads == [0]
+
+
+def test_units_of_zeros_are_known_without_their_bytes() -> None:
+    """By their digest alone, the short last one too; a page costs one fetch."""
+    content = noise(UNIT) + bytes(2 * UNIT) + noise(UNIT - 1) + b"\0" + bytes(100)
+    tree, digests = hash_tree(content)
+    pages = Pages(digests)
+    subject = UnitDigests(tree, len(content), pages, "debian")
+    assert [subject.is_zero(unit) for unit in range(5)] == [False, True, True, False, True]
+    assert pages.loads == [0]
+
+
+def test_a_page_that_was_changed_tells_no_zeros() -> None:
+    """Who could make a unit look like zeros could take bytes out of a snapshot: the page is proved first."""
+    content = noise(2 * UNIT)
+    tree, _ = hash_tree(content)
+    _, others = hash_tree(bytes(2 * UNIT))
+    with pytest.raises(WrongBytes):
+        UnitDigests(tree, len(content), Pages(others), "debian").is_zero(0)

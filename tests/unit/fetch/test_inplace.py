@@ -166,3 +166,46 @@ async def test_filesystem_without_nowait(local: Local, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "preadv", refuse)
     assert source.read_nowait(0, 10) is None
     assert source.read_nowait(0, 10) == local.content[:10]
+
+
+async def test_extents_are_units_that_are_no_holes(tmp_path: Path) -> None:
+    """Holes are left out, and the rest is cut to the range; nothing is proved or read for it."""
+    content = noise(UNIT) + bytes(3 * UNIT) + noise(UNIT + 100)
+    local = Local(tmp_path / "object", content)
+    descriptor = os.open(local.path, os.O_RDWR)
+    os.truncate(descriptor, 0)
+    os.truncate(descriptor, len(content))
+    os.pwrite(descriptor, content[:UNIT], 0)
+    os.pwrite(descriptor, content[4 * UNIT :], 4 * UNIT)
+    os.close(descriptor)
+    source = local.open()
+    assert await source.extents(0, 10 * UNIT) == [(0, UNIT), (4 * UNIT, len(content))]
+    assert await source.extents(10, 4 * UNIT) == [(10, UNIT), (4 * UNIT, 4 * UNIT + 10)]
+    assert await source.extents(UNIT, 3 * UNIT) == await source.extents(len(content), 10) == await source.extents(0, 0) == []
+    assert source.cached_bytes == 0
+    source.close()
+
+
+async def test_extents_of_a_file_that_has_changed_are_refused(local: Local) -> None:
+    """Where the holes of other bytes are says nothing about these."""
+    source = local.open()
+    with local.path.open("r+b") as file:
+        file.truncate(0)
+        file.truncate(len(local.content))
+    os.utime(local.path, ns=(1, 1))
+    with pytest.raises(VersionChanged, match="changed since it was opened"):
+        await source.extents(0, UNIT)
+    source.close()
+
+
+async def test_extents_that_the_filesystem_cannot_tell_are_unavailable(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An I/O error of the filesystem is told with the file."""
+    source = local.open()
+
+    def broken(fd: int, start: int, stop: int) -> list[tuple[int, int]]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("imagefs.fetch.inplace.data_ranges", broken)
+    with pytest.raises(StoreUnavailable, match="cannot tell the holes of"):
+        await source.extents(0, UNIT)
+    source.close()

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from imagefs.errors import WrongBytes
+from imagefs.errors import StoreUnavailable, WrongBytes
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.fetch.digests import UnitDigests
 from imagefs.fetch.filler import ObjectFiller
@@ -103,3 +103,30 @@ def test_transfers_do_not_disturb_each_other() -> None:
     stored = StoredObject(ScriptedObject(content), None, RetryPolicy())
     pairs = list(itertools.zip_longest(stored.stream_units(0, 2), stored.stream_units(2, 2)))
     assert b"".join(one for one, _ in pairs) + b"".join(two for _, two in pairs) == content
+
+
+async def test_extents_are_units_that_are_not_proved_zeros() -> None:
+    """With digests the zeros are left out; without any nothing is known. No byte of the object is fetched."""
+    content = noise(UNIT) + bytes(2 * UNIT) + noise(2 * UNIT) + bytes(77)
+    tree, digests = hash_tree(content)
+    source = ScriptedObject(content)
+    proved = ObjectFiller(StoredObject(source, UnitDigests(tree, len(content), lambda page: digests, "x"), RetryPolicy()))
+    assert await proved.extents(0, len(content)) == [(0, UNIT), (3 * UNIT, 5 * UNIT)]
+    assert await proved.extents(100, 3 * UNIT) == [(100, UNIT), (3 * UNIT, 3 * UNIT + 100)]
+    assert await proved.extents(UNIT, UNIT) == await proved.extents(5 * UNIT, 1000) == await proved.extents(9 * UNIT, 5) == []
+    unproved = ObjectFiller(StoredObject(source, None, RetryPolicy()))
+    assert await unproved.extents(UNIT, 10 * UNIT) == [(UNIT, len(content))]
+    assert source.requests == []
+
+
+async def test_extents_whose_digests_cannot_be_had_are_unknown() -> None:
+    """The store's error comes out: nothing is taken for zeros, nor fetched in vain."""
+    content = noise(2 * UNIT)
+    tree, _ = hash_tree(content)
+
+    def broken(page: int) -> bytes:
+        raise StoreUnavailable("the store is away")
+
+    subject = ObjectFiller(StoredObject(ScriptedObject(content), UnitDigests(tree, len(content), broken, "x"), RetryPolicy()))
+    with pytest.raises(StoreUnavailable, match="the store is away"):
+        await subject.extents(0, UNIT)
