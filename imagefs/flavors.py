@@ -3,7 +3,7 @@
 import unicodedata
 import uuid
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -18,7 +18,10 @@ _BUILT_IN_IDS: Final = {"m1.tiny": "1", "m1.small": "2", "m1.medium": "3", "m1.l
 
 
 class Flavor(msgspec.Struct, frozen=True):
-    """One flavor: `ram` and `swap` in MiB, `disk` and `ephemeral` in GiB; disk 0 means the image's own size."""
+    """One flavor: `ram` and `swap` in MiB, `disk` and `ephemeral` in GiB; disk 0 means the image's own size.
+
+    `projects` are the ids of those that see a private one, as Nova's flavor access has them.
+    """
 
     id: str
     name: str
@@ -28,16 +31,34 @@ class Flavor(msgspec.Struct, frozen=True):
     ephemeral: int = 0
     swap: int = 0
     is_public: bool = True
+    projects: tuple[str, ...] = ()
 
-    def shown(self) -> dict[str, str | int | bool]:
-        """Return what flavors/<name> holds as JSON: every attribute under Nova's name for it."""
-        return {field: getattr(self, field) for field in self.__struct_fields__}
+    def shown(self, *, with_projects: bool = False) -> dict[str, str | int | bool | list[str]]:
+        """Return what flavors/<name> holds as JSON: every attribute under Nova's name for it, and `projects` only if asked for."""
+        shown = {field: getattr(self, field) for field in self.__struct_fields__ if field != "projects"}
+        return {**shown, "projects": list(self.projects)} if with_projects else shown
 
 
-def make_flavor(name: str, *, vcpus: int, ram: int, disk: int, ephemeral: int = 0, swap: int = 0, is_public: bool = True) -> Flavor:
+class Viewer(Protocol):
+    """What is needed of imagefs.identity.map.Identity."""
+
+    @property
+    def project_id(self) -> str | None:
+        """The project that it acts for."""
+        ...
+
+
+def visible(flavor: Flavor, identity: Viewer, admin: bool) -> bool:
+    """Tell whether an identity, admin or not, sees a flavor and may use it: a public one, or one that its project has been given."""
+    return flavor.is_public or admin or (identity.project_id is not None and identity.project_id in flavor.projects)
+
+
+def make_flavor(
+    name: str, *, vcpus: int, ram: int, disk: int, ephemeral: int = 0, swap: int = 0, is_public: bool = True, projects: tuple[str, ...] = ()
+) -> Flavor:
     """Return a flavor with the id that its name always gets: "1" to "5" for the built-in names, a UUIDv5 for all others."""
     flavor_id = _BUILT_IN_IDS.get(name) or str(uuid.uuid5(_NAMESPACE, name))
-    return Flavor(flavor_id, name, vcpus, ram, disk, ephemeral, swap, is_public)
+    return Flavor(flavor_id, name, vcpus, ram, disk, ephemeral, swap, is_public, projects)
 
 
 BUILT_IN: Final[Mapping[str, Flavor]] = {

@@ -5,7 +5,9 @@
     DIR/catalog.db           the catalog's records by version (imagefs-state(5))
     DIR/cache/               the disk cache (imagefs-cache(5))
     DIR/instances/<uuid>/    one instance: its record and its disks (imagefs-state(5), imagefs-overlay(5))
-    DIR/trash/               instances being deleted; emptied at mount
+    DIR/volumes/<uuid>/      one volume: its record and its disk (imagefs-state(5), imagefs-overlay(5))
+    DIR/direct/<uuid>/       vda of an instance whose disk_format is qcow2, for its owner to open
+    DIR/trash/               instances and volumes being deleted; emptied at mount
 
 Directories have mode 0700 and files 0600: guests' disks lie here.
 """
@@ -27,9 +29,9 @@ class StateDirectory:
         self._lock: int | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for part in (path, self.cache, self.instances, self.trash):
+            for part in (path, self.cache, self.instances, self.volumes, self.trash):
                 part.mkdir(mode=0o700, exist_ok=True)
-            path.chmod(0o700)
+            path.chmod(0o711 if self.direct.exists() else 0o700)
         except OSError as error:
             where = error.filename or path
             raise InvalidInput(f"state directory {path}: cannot make {where}: {error.strerror}; set [state] dir to a directory of yours") from error
@@ -45,8 +47,18 @@ class StateDirectory:
         return self.path / "instances"
 
     @property
+    def volumes(self) -> Path:
+        """The directory of the volumes."""
+        return self.path / "volumes"
+
+    @property
+    def direct(self) -> Path:
+        """The directory of disks that are files of their own, which their owners open past imagefs; made with the first of them."""
+        return self.path / "direct"
+
+    @property
     def trash(self) -> Path:
-        """Where deleted instances lie until their bytes are gone."""
+        """Where deleted instances and volumes lie until their bytes are gone."""
         return self.path / "trash"
 
     @property

@@ -15,7 +15,6 @@ from imagefs.config.reader import Reader
 from imagefs.config.sections import (
     FLAVOR_KEYS,
     SECTIONS,
-    UNSUPPORTED,
     CacheConfig,
     Config,
     GlanceConfig,
@@ -44,7 +43,6 @@ __all__ = [
     "SECTIONS",
     "SYSTEM_DATA",
     "SYSTEM_FILE",
-    "UNSUPPORTED",
     "CacheConfig",
     "Config",
     "GlanceConfig",

@@ -1,18 +1,16 @@
 """This module goes through a TOML document and overrides, key by key, and gathers values and mistakes. Pure."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from imagefs import __version__
 from imagefs.config.sections import (
     FLAVOR_KEYS,
     FLAVOR_NEEDS,
     MAP,
     MAP_SUBJECTS,
     SECTIONS,
-    UNSUPPORTED,
     MapEntry,
     Read,
     all_keys,
@@ -134,6 +132,8 @@ class Reader:
         before = len(self.mistakes)
         values = self._table(dotted, table, FLAVOR_KEYS)
         self.mistakes += [f"{dotted}.{key}: is missing: a flavor needs {', '.join(FLAVOR_NEEDS)}" for key in FLAVOR_NEEDS if key not in table]
+        if values.get("projects") and values.get("is_public", True):
+            self.mistakes.append(f"{dotted}.projects: everybody sees a public flavor: add is_public = false, or remove the projects")
         if len(self.mistakes) == before:
             self.flavors[name] = make_flavor(name, **values)
 
@@ -151,16 +151,8 @@ class Reader:
         return values
 
     def _unknown(self, dotted: str, origin: str = "") -> None:
-        if any(part in UNSUPPORTED for part in _prefixes(dotted)):
-            self.mistakes.append(f"{origin}{dotted}: not supported by this version of imagefs ({__version__}), which would ignore it: remove it")
-            return
         kind = "unknown key" if "." in dotted or origin else "unknown section"
         self.mistakes.append(f"{origin}{dotted}: {kind}{_meant(dotted, _KNOWN)}")
-
-
-def _prefixes(dotted: str) -> Iterator[str]:
-    parts = dotted.split(".")
-    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

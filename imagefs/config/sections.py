@@ -24,6 +24,7 @@ from imagefs.config.values import (
     read_number,
     read_path,
     read_path_text,
+    read_projects,
     read_roles,
     read_size,
     read_text,
@@ -133,11 +134,22 @@ class IdentityConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InstancesConfig:
-    """[instances]: whose instances/ is, and so who may make instances. None: the mounting user's."""
+    """[instances]: whose instances/ is, and so who may make instances (None: the mounting user's), and what new ones get.
+
+    Firmware paths: None stands for where Debian's package ovmf has such a file. `node_key` None: a file in the state directory.
+    """
 
     owner: str | None = field(default=None, metadata=by(read_user))
     group: str | None = field(default=None, metadata=by(read_group))
     mode: int = field(default=0o755, metadata=by(read_mode))
+    disk_format: str = field(default="raw", metadata=by(read_choice("raw", "qcow2")))
+    encryption: bool = field(default=False, metadata=by(read_boolean))
+    ephemeral_format: str = field(default="none", metadata=by(read_choice("none", "ext4", "xfs", "vfat")))
+    ovmf_code: Path | None = field(default=None, metadata=by(read_path))
+    ovmf_vars: Path | None = field(default=None, metadata=by(read_path))
+    ovmf_secure_code: Path | None = field(default=None, metadata=by(read_path))
+    ovmf_secure_vars: Path | None = field(default=None, metadata=by(read_path))
+    node_key: Path | None = field(default=None, metadata=by(read_path))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,21 +205,12 @@ FLAVOR_KEYS: Final[Mapping[str, Read]] = {
     "ephemeral": read_number(0, NUMBER_LIMIT),
     "swap": read_number(0, NUMBER_LIMIT),
     "is_public": read_boolean,
+    "projects": read_projects,
 }
 FLAVOR_NEEDS: Final = ("vcpus", "ram", "disk")
 MAP: Final = "identity.map"
 MAP_SUBJECTS: Final = ("user", "uid", "group", "gid")
 """Keys of a map's entry that say whom it is for."""
-UNSUPPORTED: Final = frozenset(
-    {
-        "instances.disk_format",
-        "instances.encryption",
-        "instances.ephemeral_format",
-        "instances.ovmf_code",
-        "instances.ovmf_vars",
-    }
-)
-"""Keys of later versions. They are refused and not merely unknown: who asks for encryption counts on it."""
 
 
 def section_keys(section: str) -> dict[str, Read]:

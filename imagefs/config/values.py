@@ -142,6 +142,11 @@ def _read_role(value: object) -> str:
     return role
 
 
+def read_projects(value: object) -> tuple[str, ...]:
+    """Return a list of project ids, each of them once. Ids are told apart by case, as in Keystone."""
+    return read_list(value, read_text)
+
+
 def read_id(value: object) -> int:
     """Return a uid or gid."""
     return int(read_number(0, ID_LIMIT)(value))

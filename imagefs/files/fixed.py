@@ -1,7 +1,6 @@
-"""This module holds the parts of the tree that are the same in every mount: the root, .imagefs/ and flavors/."""
+"""This module holds the parts of the tree that are the same in every mount: the root and .imagefs/."""
 
 import functools
-import json
 import os
 import stat
 import time
@@ -14,13 +13,12 @@ from imagefs.errors import ImagefsError, NotFound, NotPermitted
 from imagefs.files.images import listing_inode
 from imagefs.files.listing import Listing
 from imagefs.files.node import PUBLIC_TIMEOUT, ROOT_INODE, Attributes, Children, Failures, Node, OpenMode, check_read_only, directory_attributes
-from imagefs.flavors import Flavor
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity
 from imagefs.properties.change import Mode
 from imagefs.sight import Sight, Sights
 
-_STARTED_NS: Final = time.time_ns()
+STARTED_NS: Final = time.time_ns()
 
 
 class FixedDirectory(Node):
@@ -41,7 +39,7 @@ class FixedDirectory(Node):
 
     def attributes(self) -> Attributes:
         """As Node says."""
-        return directory_attributes(self.inode, 0o555, *self._owner, _STARTED_NS, name_timeout=PUBLIC_TIMEOUT)
+        return directory_attributes(self.inode, 0o555, *self._owner, STARTED_NS, name_timeout=PUBLIC_TIMEOUT)
 
     async def lookup(self, caller: Caller, name: str) -> Node:
         """As Node says."""
@@ -104,7 +102,7 @@ class TextFile(Node):
     def attributes(self) -> Attributes:
         """As Node says."""
         size = len(self._body)
-        return Attributes(self.inode, stat.S_IFREG | 0o444, *self._owner, size, size, _STARTED_NS, _STARTED_NS, name_timeout=PUBLIC_TIMEOUT)
+        return Attributes(self.inode, stat.S_IFREG | 0o444, *self._owner, size, size, STARTED_NS, STARTED_NS, name_timeout=PUBLIC_TIMEOUT)
 
     async def open(self, caller: Caller, flags: int) -> OpenMode:
         """As Node says."""
@@ -144,12 +142,6 @@ class LiveText(Node):
         if offset == 0:
             self._body = self._produce()
         return self._body[offset : offset + length]
-
-
-def flavors_directory(flavors: Mapping[str, Flavor], uid: int, gid: int) -> FixedDirectory:
-    """Return flavors/: a JSON file for each flavor."""
-    files = {name: TextFile(f"flavors/{name}", json.dumps(flavor.shown(), indent=2) + "\n", uid, gid) for name, flavor in flavors.items()}
-    return FixedDirectory("flavors", files, uid, gid)
 
 
 class StatusDirectory(FixedDirectory):

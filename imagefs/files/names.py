@@ -2,43 +2,33 @@
 
 import functools
 import os
-import stat
 import time
 
 from imagefs.errors import NotFound
 from imagefs.files.images import check_may_list, listing_inode
 from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Children, Node, directory_attributes
+from imagefs.files.symlink import SymlinkNode
 from imagefs.identity.caller import Caller
 from imagefs.sight import Sight, Sights
 
 
-class NameLink(Node):
+class NameLink(SymlinkNode):
     """names/<name>: a symbolic link to an image. What a name means depends on who asks."""
 
     kind = "names"
 
     def __init__(self, name: str, image_id: str, sights: Sights, owner: tuple[int, int]) -> None:
         """Take the file name and the image that it means now."""
-        super().__init__(f"{name}\0{image_id}")
+        super().__init__(f"{name}\0{image_id}", f"../images/{image_id}", owner, attributes_timeout=0.0)
         self._name = name
         self._image_id = image_id
         self._sights = sights
-        self._owner = owner
-        self._made_ns = time.time_ns()
-
-    def attributes(self) -> Attributes:
-        """As Node says."""
-        size = len(self._target())
-        return Attributes(self.inode, stat.S_IFLNK | 0o777, *self._owner, size, 0, self._made_ns, self._made_ns, attributes_timeout=0.0)
 
     async def target(self, caller: Caller) -> str:
         """As Node says. Raises NotFound if the name means another image, or nothing, to this caller."""
         if (await self._sights.of(caller).names()).get(self._name) != self._image_id:
             raise NotFound(f"no image is named '{self._name}'")
-        return self._target()
-
-    def _target(self) -> str:
-        return f"../images/{self._image_id}"
+        return await super().target(caller)
 
 
 class NamesDirectory(Node):

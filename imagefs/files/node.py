@@ -127,6 +127,14 @@ class Node:
         """Make a file in this directory."""
         raise ReadOnly(f"files cannot be made in {self!r}")
 
+    async def make_link(self, caller: Caller, name: str, target: str) -> "Node":
+        """Make a symbolic link in this directory, which leads to `target`."""
+        raise self.refusal("symbolic links")
+
+    def refusal(self, what: str) -> ReadOnly | NotPermitted:
+        """Return what to raise when somebody asks for something that cannot be in this directory."""
+        return ReadOnly(f"{what} cannot be made in {self!r}") if self.read_only else NotPermitted(f"{what} cannot be made in {self!r}")
+
     async def remove_directory(self, caller: Caller, name: str) -> None:
         """Remove a directory from this one."""
         raise ReadOnly(f"directories cannot be removed from {self!r}")

@@ -31,6 +31,7 @@ ERRNO: Final[dict[type[errors.ImagefsError], int]] = {
     errors.InvalidInput: errno.EINVAL,
     errors.NameTooLong: errno.ENAMETOOLONG,
     errors.Busy: errno.EBUSY,
+    errors.LayerFrozen: errno.EIO,  # a disk writes again to the layer above: no caller sees this one
     errors.NoSpace: errno.ENOSPC,
     errors.QuotaExceeded: errno.EDQUOT,
     errors.NoAttribute: errno.ENODATA,

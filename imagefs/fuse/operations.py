@@ -9,6 +9,7 @@ import contextvars
 import dataclasses
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -30,7 +31,7 @@ from pyfuse3 import (
 )
 
 from imagefs.counters import COUNTERS
-from imagefs.errors import Denied, NotFound, NotPermitted, ReadOnly, Unsupported
+from imagefs.errors import Denied, NotFound, ReadOnly, Unsupported
 from imagefs.files.node import Attributes, Changes, Children, Node
 from imagefs.files.tree import Tree
 from imagefs.fuse.errno import guarded
@@ -159,28 +160,29 @@ class Operations(pyfuse3.Operations):
     async def mknod(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext) -> EntryAttributes:
         """Make a file; devices and pipes are files of another kind, which there are none of here."""
         caller = await self._caller(ctx)
-        return packed((await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), mode)).attributes())
+        parent = self._tree.node(parent_inode)
+        if not stat.S_ISREG(mode):
+            raise parent.refusal("devices and pipes")
+        return packed(self._tree.know(await parent.make_file(caller, os.fsdecode(name), mode)).attributes())
 
     @guarded
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> EntryAttributes:
-        """Make a symbolic link: refused as any other file."""
+        """Make a symbolic link."""
         caller = await self._caller(ctx)
-        return packed((await self._tree.node(parent_inode).make_file(caller, os.fsdecode(name), 0o777)).attributes())
+        made = await self._tree.node(parent_inode).make_link(caller, os.fsdecode(name), os.fsdecode(target))
+        return packed(self._tree.know(made).attributes())
 
     @guarded
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext) -> EntryAttributes:
-        """Make a hard link: refused as any other file."""
-        caller = await self._caller(ctx)
-        return packed((await self._tree.node(new_parent_inode).make_file(caller, os.fsdecode(new_name), 0o600)).attributes())
+        """Refuse hard links: each file has one name."""
+        raise self._tree.node(new_parent_inode).refusal("hard links")
 
     @guarded
     async def rename(
         self, parent_inode_old: InodeT, name_old: FileNameT, parent_inode_new: InodeT, name_new: FileNameT, flags: FlagT, ctx: RequestContext
     ) -> None:
         """Refuse: names are ids here, or mean something."""
-        caller = await self._caller(ctx)
-        await self._tree.node(parent_inode_new).make_file(caller, os.fsdecode(name_new), 0)
-        raise NotPermitted("nothing can be renamed")
+        raise self._tree.node(parent_inode_new).refusal("other names for what has one")
 
     # -- files ----------------------------------------------------------------------------------
 

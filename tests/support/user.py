@@ -48,6 +48,9 @@ CALLS: Final[dict[str, Callable[..., Any]]] = {
     "rmdir": os.rmdir,
     "setxattr": os.setxattr,
     "stat": _stat,
+    "symlink": os.symlink,
+    "unlink": os.unlink,
+    "truncate": os.truncate,
 }
 
 

@@ -9,10 +9,12 @@ import pytest
 from imagefs.catalog import Catalog, CatalogImage, RecordDatabase
 from imagefs.config import IdentityConfig
 from imagefs.errors import NoAttribute, NotFound, NotPermitted
+from imagefs.files.instance import InstanceParts
 from imagefs.files.tree import Tree
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import IdentityMap
-from imagefs.instances.registry import Instances
+from imagefs.instances.attachments import Attachments
+from imagefs.instances.snapshots import Snapshots
 from imagefs.library import Library
 from imagefs.properties.access import Access
 from imagefs.properties.mode import Mode
@@ -22,6 +24,8 @@ from imagefs.sight import Sights
 from imagefs.statedir import StateDirectory
 from imagefs.store.protocol import ImageStore
 from imagefs.store.record import ImageRecord
+from imagefs.volumes.registry import Volumes
+from tests.support.instances import instances_of
 
 ROOT = Caller(0, 0)
 COUNT = 500
@@ -39,10 +43,12 @@ def tree(tmp_path: Path) -> Tree:
     database.save([CatalogImage(record, "1") for record in images], [])
     catalog = Catalog(cast("ImageStore", None), database)
     library = cast("Library", None)
-    instances = Instances(state, {}, catalog, library)
+    instances = instances_of(state, loaded=False, catalog=catalog, library=library)
     identities = IdentityMap(IdentityConfig(), 0, "test")
     sights = Sights(catalog, identities, Access(Policies.of({}), UNPROTECTED), identities.everyone)
-    return Tree(catalog, library, instances, sights, {}, lambda: b"", owner=(0, 0), instances_owner=(0, 0, 0o755))
+    volumes = Volumes(state)
+    parts = InstanceParts(instances, volumes, Attachments(volumes), cast("Snapshots", None), sights, {}, tmp_path)
+    return Tree(catalog, library, parts, lambda: b"", owner=(0, 0), instances_owner=(0, 0, 0o755))
 
 
 def kept(tree: Tree) -> int:

@@ -1,6 +1,7 @@
 """Tests of how directories are listed: in what order, how often a list is made, and how long it is kept."""
 
 import errno
+import stat
 import types
 from pathlib import Path
 from typing import Any, cast
@@ -53,9 +54,14 @@ class Forest:
 
     def __init__(self, *nodes: Node) -> None:
         self._nodes = {node.inode: node for node in nodes}
+        self.told: list[Node] = []
 
     def node(self, inode: int) -> Node:
         return self._nodes[inode]
+
+    def know(self, node: Node) -> Node:
+        self.told.append(node)
+        return node
 
 
 def operations(tmp_path: Path, *nodes: Node) -> Operations:
@@ -138,3 +144,56 @@ async def test_others_have_their_turn_while_a_list_is_made(tmp_path: Path) -> No
         await handlers.opendir(handle(crowd.inode), ASKING)
         nursery.cancel_scope.cancel()
     assert turns >= 3
+
+
+class Workshop(Crowd):
+    """A directory that notes what is made in it."""
+
+    read_only = False
+
+    def __init__(self) -> None:
+        super().__init__("workshop")
+        self.made: list[tuple[str, ...]] = []
+
+    async def make_file(self, caller: Caller, name: str, mode: int) -> Node:
+        self.made.append(("file", name))
+        return self
+
+    async def make_link(self, caller: Caller, name: str, target: str) -> Node:
+        self.made.append(("link", name, target))
+        return self
+
+
+class Shelf(Crowd):
+    """A directory in which nothing is ever made."""
+
+    kind = "shelf"
+
+
+async def test_links_and_files_are_made_by_their_directory(tmp_path: Path) -> None:
+    """A symbolic link comes with its target, as the bytes that it is; a plain file may come from mknod too. The kernel is told of both once."""
+    workshop = Workshop()
+    handlers = operations(tmp_path, workshop)
+    number = handle(workshop.inode)
+    await handlers.symlink(number, cast("Any", b"vdc"), cast("Any", b"../../volumes/\xff"), ASKING)
+    await handlers.mknod(number, cast("Any", b"db1"), cast("Any", stat.S_IFREG | 0o600), 0, ASKING)
+    assert workshop.made == [("link", "vdc", "../../volumes/\udcff"), ("file", "db1")]
+    assert cast("Any", handlers)._tree.told == [workshop, workshop]
+
+
+@pytest.mark.parametrize(("directory", "number"), [(Workshop, errno.EPERM), (Shelf, errno.EROFS)])
+async def test_what_is_no_file_of_its_own_is_refused_and_makes_nothing(tmp_path: Path, directory: type[Crowd], number: int) -> None:
+    """Devices, pipes, hard links and new names are no files to be made: a rename must not leave an empty volume behind."""
+    parent = directory()
+    handlers = operations(tmp_path, parent)
+    inode, name = handle(parent.inode), cast("Any", b"name")
+    for attempt in (
+        handlers.mknod(inode, name, cast("Any", stat.S_IFIFO | 0o600), 0, ASKING),
+        handlers.mknod(inode, name, cast("Any", stat.S_IFBLK | 0o600), 1, ASKING),
+        handlers.link(inode, inode, name, ASKING),
+        handlers.rename(inode, name, inode, name, cast("Any", 0), ASKING),
+    ):
+        with pytest.raises(FUSEError) as refused:
+            await attempt
+        assert refused.value.errno == number
+    assert getattr(parent, "made", []) == []
