@@ -245,6 +245,19 @@ class Catalog:
                 self._replace(self.snapshot.images | {image_id: image})
         return image
 
+    async def reread(self, image_id: str) -> None:
+        """Show an image as the store has it now, if it has it. Raises StoreError, ImageRefused; the catalog stays as it is then."""
+        async with self._writing[hash(image_id) % len(self._writing)]:
+            try:
+                stored = await run(Lane.STORE, self._store.find, image_id)
+            except NotFound:
+                if image_id in self.snapshot.images:
+                    self._replace({known: image for known, image in self.snapshot.images.items() if known != image_id})
+                return
+            known = self.snapshot.images.get(image_id)
+            if known is None or known.version != stored.version:
+                self._replace(self.snapshot.images | {image_id: CatalogImage(stored.record, stored.version)})
+
     async def keep_fresh(self) -> None:
         """Look again and again, until cancelled; a store that is down costs one warning for each change of its state."""
         pause, reachable = REFRESH_SECONDS, True

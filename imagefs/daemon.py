@@ -21,11 +21,15 @@ from imagefs.config import Config
 from imagefs.counters import COUNTERS
 from imagefs.errors import InvalidInput, StoreUnavailable
 from imagefs.fetch.backoff import RetryPolicy
+from imagefs.files.instance import InstanceParts
 from imagefs.files.tree import Tree
 from imagefs.fuse.server import Server
 from imagefs.identity.caller import Caller, Groups
 from imagefs.identity.map import Identity, IdentityMap
+from imagefs.instances.attachments import Attachments
+from imagefs.instances.creation import Creation
 from imagefs.instances.registry import Instances
+from imagefs.instances.snapshots import Snapshots
 from imagefs.library import Library
 from imagefs.metrics import Metrics
 from imagefs.properties.access import Access
@@ -35,6 +39,7 @@ from imagefs.statedir import StateDirectory
 from imagefs.store.configured import open_configured
 from imagefs.store.protocol import ImageStore
 from imagefs.threads import Lane, run
+from imagefs.volumes.registry import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -99,18 +104,24 @@ class _Daemon:
             library = Library(self._store, cache, nursery, RetryPolicy())
             catalog.watchers.append(library.forget)
             sights = Sights(catalog, self._identities, self._access, self._admitted())
-            instances = Instances(state, dict(config.flavors), catalog, library)
+            volumes = Volumes(state)
+            await run(Lane.DISK, volumes.load)
+            parts.push_async_callback(_shielded, volumes.close)
+            snapshots = Snapshots(self._store, catalog, nursery)
+            creation = Creation(config.instances, state, self._mountpoint.absolute())
+            attachments = Attachments(volumes)
+            instances = Instances(state, catalog, library, attachments, creation, snapshots)
             await run(Lane.DISK, instances.load)
             parts.push_async_callback(_shielded, instances.close)
-            metrics = Metrics(COUNTERS, self._gauges(catalog, instances, budget))
+            parts.callback(snapshots.end)
+            snapshots.resume(instances.by_name.values())
+            metrics = Metrics(COUNTERS, self._gauges(catalog, instances, volumes, budget))
             if config.metrics.listen is not None:
                 parts.callback(metrics.listen(config.metrics.listen).shutdown)
             tree = Tree(
                 catalog,
                 library,
-                instances,
-                sights,
-                config.flavors,
+                InstanceParts(instances, volumes, attachments, snapshots, sights, config.flavors, self._mountpoint.absolute()),
                 metrics.text,
                 owner=(os.getuid(), os.getgid()),
                 instances_owner=instances_owner(config),
@@ -175,11 +186,12 @@ class _Daemon:
             return self._identities.everyone
         return [self._identities.identity(Caller(os.getuid(), os.getgid()))]
 
-    def _gauges(self, catalog: Catalog, instances: Instances, budget: Budget) -> Callable[[], Mapping[str, float]]:
+    def _gauges(self, catalog: Catalog, instances: Instances, volumes: Volumes, budget: Budget) -> Callable[[], Mapping[str, float]]:
         def gauges() -> Mapping[str, float]:
             return {
                 "images": len(catalog.snapshot.images),
                 "instances": len(instances.by_name),
+                "volumes": len(volumes.by_name),
                 "cache_bytes": budget.used,
                 "cache_limit_bytes": budget.limit,
                 **{f"threads_{lane}": count for lane, count in threads.busy().items()},
@@ -195,7 +207,7 @@ async def _shielded(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def instances_owner(config: Config) -> tuple[int, int, int]:
-    """Return uid, gid and mode of instances/ as configured; without a word about it they are the mounting user's, 0755."""
+    """Return uid, gid and mode of instances/ and volumes/ as configured; without a word about it they are the mounting user's, 0755."""
     wanted = config.instances
     try:
         uid = pwd.getpwnam(wanted.owner).pw_uid if wanted.owner is not None else os.getuid()

@@ -11,6 +11,7 @@
     │   ├── NameTooLong      a name with more bytes than a directory entry has
     │   └── ConfigError      mistakes in the configuration, all of them at once
     ├── Busy                 in use: an open disk, a locked state directory, a mounted mount point
+    ├── LayerFrozen          a write to a layer of a disk that a snapshot shows: write to the layer above
     ├── NoSpace              a write past the end of a disk, or a full state directory
     ├── QuotaExceeded        more properties, tags or members than an image may have
     ├── NoAttribute          an extended attribute that is not there (or not for this caller)
@@ -78,6 +79,10 @@ class ConfigError(InvalidInput):
 
 class Busy(ImagefsError):
     """In use: an open disk, a locked state directory, a mounted mount point."""
+
+
+class LayerFrozen(ImagefsError):
+    """A write to a layer of a disk that does not change any more; there is a layer above it by now."""
 
 
 class NoSpace(ImagefsError):

@@ -4,21 +4,21 @@ Inode numbers derive from ids, so a handle that an earlier daemon gave out still
 all nodes are gone through once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from imagefs.catalog import Catalog, Snapshot
 from imagefs.errors import NotFound
-from imagefs.files.fixed import RootDirectory, StatusDirectory, flavors_directory
+from imagefs.files.fixed import RootDirectory, StatusDirectory
+from imagefs.files.flavors import FlavorsDirectory
 from imagefs.files.images import DiskImageFile, ImageFile, ImagesDirectory, StoredImageFile, listing_inode
+from imagefs.files.instance import InstanceParts
 from imagefs.files.instances import InstancesDirectory
 from imagefs.files.names import NamesDirectory
 from imagefs.files.node import Children, Node
-from imagefs.flavors import Flavor
+from imagefs.files.volumes import VolumesDirectory
 from imagefs.identity.caller import Caller
-from imagefs.instances.registry import Instances
 from imagefs.library import Library
-from imagefs.sight import Sights
 
 MISSING_LIMIT: Final = 4096
 """Inode numbers that are remembered to name nothing."""
@@ -33,23 +33,27 @@ class Tree:
         self,
         catalog: Catalog,
         library: Library,
-        instances: Instances,
-        sights: Sights,
-        flavors: Mapping[str, Flavor],
+        parts: InstanceParts,
         metrics: Callable[[], bytes],
         *,
         owner: tuple[int, int],
         instances_owner: tuple[int, int, int],
     ) -> None:
-        """`owner` is the mounting user's uid and gid, `instances_owner` the uid, gid and mode of instances/."""
+        """`parts` is what instances are made of; `owner` the mounting user's uid and gid.
+
+        `instances_owner` are the uid, gid and mode of instances/ and volumes/.
+        """
+        sights = parts.sights
         self._images = ImagesDirectory("images", StoredImageFile, catalog, library, sights, owner)
         self._raw = ImagesDirectory("raw", DiskImageFile, catalog, library, sights, owner)
         self._names = NamesDirectory(sights, owner)
-        self._instances_directory = InstancesDirectory(instances, sights, *instances_owner)
-        self._flavors = flavors_directory(flavors, *owner)
+        self._volumes_directory = VolumesDirectory(parts.volumes, *instances_owner)
+        self._instances_directory = InstancesDirectory(parts, self._volume_file, *instances_owner)
+        self._flavors = FlavorsDirectory(parts.flavors, sights, *owner)
         self._status = StatusDirectory(metrics, sights, *owner)
         self._catalog = catalog
-        self._instances = instances
+        self._instances = parts.instances
+        self._volumes = parts.volumes
         self._sights = sights
         top: dict[str, Node] = {
             "images": self._images,
@@ -57,6 +61,7 @@ class Tree:
             "names": self._names,
             "flavors": self._flavors,
             "instances": self._instances_directory,
+            "volumes": self._volumes_directory,
             ".imagefs": self._status,
         }
         self.root = RootDirectory(top, *owner, catalog.look, self._is_admin)
@@ -64,9 +69,12 @@ class Tree:
         self._nodes: dict[int, Node] = dict(self._always)
         self._told: dict[int, int] = {}
         self._missing: set[int] = set()
-        self._missing_as_of = (-1, -1)
+        self._missing_as_of = (-1, -1, -1)
         self.invalidate: Invalidate = lambda inode, name: None
         catalog.watchers.append(self._catalog_changed)
+
+    def _volume_file(self, name: str) -> Node:
+        return self._volumes_directory.node(self._volumes.get(name))
 
     def _is_admin(self, caller: Caller) -> bool:
         sight = self._sights.of(caller)
@@ -87,7 +95,7 @@ class Tree:
 
         Who opened it was checked then, so what does not depend on the caller is listed as root sees it. Raises NotFound.
         """
-        for directory in (self._images, self._raw, self._names, self._status):
+        for directory in (self._images, self._raw, self._names, self._flavors, self._status):
             for identity in self._sights.everyone():
                 if listing_inode(directory, identity) == number:
                     return await directory.children_of(self._sights.sight(identity))
@@ -95,7 +103,8 @@ class Tree:
 
     def open_disks(self) -> list[str]:
         """Return the paths, below the mount point, of the disks that somebody has open."""
-        return [f"instances/{name}/{disk}" for name, instance in self._instances.by_name.items() for disk in instance.busy()]
+        disks = [f"instances/{name}/{disk}" for name, instance in self._instances.by_name.items() for disk in instance.busy()]
+        return disks + [f"volumes/{name}" for name, volume in self._volumes.by_name.items() if volume.disk.opens]
 
     def know(self, node: Node) -> Node:
         """Remember a node that the kernel is told of, once more, and return it."""
@@ -119,7 +128,7 @@ class Tree:
 
     def _search(self, inode: int) -> Node | None:
         """Go through all nodes there could be. One that is not there is searched for once, until something changes."""
-        as_of = (self._catalog.snapshot.generation, self._instances.generation)
+        as_of = (self._catalog.snapshot.generation, self._instances.generation, self._volumes.generation)
         if self._missing_as_of != as_of or len(self._missing) >= MISSING_LIMIT:
             self._missing_as_of, self._missing = as_of, set()
         if inode in self._missing:
@@ -133,7 +142,9 @@ class Tree:
         for instance in self._instances.by_name.values():
             directory = self._instances_directory.node(instance)
             yield directory
-            yield from (directory.disk(name) for name in instance.disks)
+            yield from directory.nodes()
+        for volume in self._volumes.by_name.values():
+            yield self._volumes_directory.node(volume)
         for fixed in (self._flavors, self._status):
             yield from fixed.fixed
         for image in self._catalog.snapshot.images.values():

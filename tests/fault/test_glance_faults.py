@@ -1,6 +1,5 @@
 """A Glance and a Keystone that fail in every way: what is raised, what is tried again, and that nothing wrong is ever believed."""
 
-import io
 import logging
 import uuid
 import warnings
@@ -25,6 +24,7 @@ from imagefs.store.retry import SmallRetry
 from tests.support.glance import Glance, token_for
 from tests.support.keystone import PASSWORD, FakeKeystone
 from tests.support.s3proxy import Fault, FaultProxy, Request
+from tests.support.sources import given
 
 pytestmark = pytest.mark.glance
 
@@ -283,14 +283,14 @@ def test_a_lost_answer_to_the_first_request_of_a_creation_is_not_another_image(b
     """POST arrives, its answer is lost: create goes on with what it made."""
     wanted = new_record(name="mine", properties={"a": "b"})
     proxy.add(Fault.LOST_ANSWER, method="POST")
-    made = behind.create(wanted, io.BytesIO(BODY), len(BODY), lambda _: None)
+    made = behind.create(wanted, given(BODY), lambda _: None)
     assert (made.record.status, made.record.name) == ("active", "mine")
 
 
 def test_a_lost_answer_to_the_upload_is_looked_for(behind: GlanceStore, proxy: FaultProxy) -> None:
     """PUT arrives, its answer is lost: the image is active with the right hash, and so created."""
     proxy.add(Fault.LOST_ANSWER, method="PUT")
-    assert behind.create(new_record(), io.BytesIO(BODY), len(BODY), lambda _: None).record.status == "active"
+    assert behind.create(new_record(), given(BODY), lambda _: None).record.status == "active"
 
 
 @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.REDIRECT, Fault.UNAUTHORIZED, Fault.FORBIDDEN])
@@ -299,7 +299,7 @@ def test_an_upload_that_fails_leaves_nothing(behind: GlanceStore, proxy: FaultPr
     wanted = new_record(protected=True)
     proxy.add(fault, method="PUT")
     with pytest.raises((StoreUnavailable, StoreRefused, NotPermitted)):
-        behind.create(wanted, io.BytesIO(BODY), len(BODY), lambda _: None)
+        behind.create(wanted, given(BODY), lambda _: None)
     assert glance.leftovers(wanted.id) == []
 
 
@@ -307,7 +307,7 @@ def test_an_id_of_a_deleted_image_is_not_used_again(behind: GlanceStore, image: 
     """Glance keeps the ids of deleted images: that is AlreadyExists, in words."""
     behind.delete(image)
     with pytest.raises(AlreadyExists, match="no id twice"):
-        behind.create(new_record(id=image), io.BytesIO(b"x"), 1, lambda _: None)
+        behind.create(new_record(id=image), given(b"x"), lambda _: None)
 
 
 class Gone:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount.test_snapshots import finished, patch, request
 from tests.support.glance import Glance
 from tests.support.mounted import mounted, run_imagefs, write_config
 
@@ -84,3 +85,22 @@ def test_the_commands_work_on_a_glance(tmp_path: Path, glance_cloud: Glance) -> 
     assert saved.read_bytes() == BODY
     run_imagefs(config, "image", "delete", image_id)
     assert glance_cloud.leftovers(image_id) == []
+
+
+def test_a_snapshot_is_an_image_of_glance(tmp_path: Path, glance_cloud: Glance) -> None:
+    """A snapshot is stored in Glance with Nova's properties, and an instance of it has what was written before."""
+    image_id, name = str(uuid.uuid4()), f"shot {uuid.uuid4()}"
+    glance_cloud.add_image(image_id, BODY, hw_disk_bus="scsi")
+    with mounted(tmp_path, configured(tmp_path, glance_cloud, direct=False)) as mount:
+        mount.imagefs("instance", "create", "one", "--image", image_id)
+        one = mount.mountpoint / "instances" / "one"
+        patch(one / "vda", 4096, b"before")
+        request(one, name)
+        patch(one / "vda", 4096, b"after!")
+        found = finished(one)
+        mount.imagefs("instance", "create", "two", "--image", found["id"])
+        shown = first_bytes(mount.mountpoint / "instances" / "two" / "vda", len(BODY))
+    assert shown == BODY[:4096] + b"before" + BODY[4102:]
+    stored = glance_cloud.show(found["id"])
+    assert (stored["name"], stored["status"], stored["visibility"], stored["disk_format"]) == (name, "active", "private", "qcow2")
+    assert (stored["base_image_ref"], stored["image_type"], stored["hw_disk_bus"]) == (image_id, "snapshot", "scsi")

@@ -14,6 +14,7 @@ from imagefs.store.layout import ImagefsLayout
 from imagefs.store.record import ImageRecord
 from tests.mount.test_images import expect
 from tests.support.mounted import Mounted, run_imagefs, start_mount, take_down, write_config
+from tests.support.sources import given
 
 pytestmark = pytest.mark.mount
 CANARY = b"a secret of the host that no guest may read\n"
@@ -64,7 +65,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mounted,
             id=str(uuid.uuid4()), created_at=now, updated_at=now, name=name, disk_format=claimed, container_format="bare", virtual_size=2**20
         )
         with path.open("rb") as source:
-            ImagefsLayout(bucket).create(record, source, path.stat().st_size, lambda moved: None)
+            ImagefsLayout(bucket).create(record, given(source, path.stat().st_size), lambda moved: None)
     mount = start_mount(directory, config)
     try:
         yield mount, crafted

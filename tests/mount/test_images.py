@@ -25,7 +25,7 @@ def expect(number: int, operation: object, *arguments: object) -> None:
 
 def test_tree_has_the_contracts_directories(world: World) -> None:
     """The root shows what the contract names, and images are listed by id and by name."""
-    assert sorted(os.listdir(world.root)) == [".imagefs", "flavors", "images", "instances", "names", "raw"]
+    assert sorted(os.listdir(world.root)) == [".imagefs", "flavors", "images", "instances", "names", "raw", "volumes"]
     assert sorted(os.listdir(world.root / "images")) == [RAW_ID, QCOW2_ID]
     assert sorted(os.listdir(world.root / "raw")) == [RAW_ID, QCOW2_ID]
     assert sorted(os.listdir(world.root / "names")) == ["packed", "plain"]

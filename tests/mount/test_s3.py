@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 
 from tests.mount.conftest import QCOW2_ID, RAW_ID
 from tests.mount.test_images import expect
+from tests.mount.test_snapshots import finished, patch, request, state
 from tests.support.mounted import Mounted, mounted, run_imagefs, start_mount, take_down, write_config
 from tests.support.pictures import MIB, disk_bytes, noise, write_qcow2, write_raw
 from tests.support.s3proxy import Fault, FaultProxy
@@ -289,3 +291,27 @@ def test_flat_layout_shows_objects_as_they_are(cloud: Cloud) -> None:
         done = flat.imagefs("image", "delete", "other.raw", check=False)
         assert done.returncode == 1
         assert "flat" in done.stderr
+
+
+def test_a_snapshot_survives_a_store_that_breaks_off(cloud: Cloud) -> None:
+    """An upload that fails is tried again: in the end there is one whole image with what was written, and nothing of the others in the bucket."""
+    mount = start_mount(cloud.directory, cloud.config)
+    try:
+        vda = instance(cloud.root, "packed")
+        patch(vda, 4096, b"before")
+        cloud.proxy.add(Fault.UNAVAILABLE, method="PUT", contains="/data", times=None)
+        request(vda.parent, "shot")
+        patch(vda, 4096, b"after!")
+        deadline = time.monotonic() + 120
+        while "tried again" not in (state(vda.parent)["error"] or ""):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert cloud.proxy.injected > 0
+        cloud.proxy.clear()
+        found = finished(vda.parent)
+        assert (cloud.root / "raw" / found["id"]).read_bytes() == cloud.disk[:4096] + b"before" + cloud.disk[4102:]
+        listed = cloud.server.client().list_objects_v2(Bucket="images", Prefix=f"{cloud.prefix}/")["Contents"]
+        assert {item["Key"].split("/")[1] for item in listed} == {RAW_ID, QCOW2_ID, found["id"]}
+        assert mount.alive()
+    finally:
+        take_down(mount)

@@ -3,11 +3,13 @@
 import base64
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from imagefs.disks.record import DiskRecord
 from imagefs.errors import StateDamaged
 from imagefs.flavors import make_flavor
-from imagefs.instances.record import DiskRecord, InstanceRecord, encode, read_record
+from imagefs.instances.record import BaseImage, Choices, Firmware, InstanceRecord, Maker, encode, read_record
 
 RECORD = InstanceRecord(
     "6a0c0d0e-0000-4000-8000-000000000001",
@@ -17,18 +19,27 @@ RECORD = InstanceRecord(
     0o700,
     "2026-01-01T00:00:00Z",
     flavor=make_flavor("m1.tiny", vcpus=1, ram=512, disk=1),
-    image_id="6a0c0d0e-0000-4000-8000-000000000002",
-    data_version="v1",
-    virtual_size=4096,
+    image=BaseImage("6a0c0d0e-0000-4000-8000-000000000002", "v1", 4096),
     disks=(DiskRecord("vda", 1024**3, 1000, 1000, xattrs={"trusted.a": b"\0\xff"}),),
 )
 
 
-def test_record_comes_back_as_it_was(tmp_path: Path) -> None:
+FULL = msgspec.structs.replace(
+    RECORD,
+    choices=Choices(ephemeral="1,2", ephemeral_format="xfs", encrypted=True, user_data=b"\0\xff", meta_data="{}", config_drive="disk"),
+    maker=Maker("me", "ours", ("member",)),
+    firmware=Firmware("/code.fd", True),
+    disks=(*RECORD.disks, DiskRecord("nvram.fd", 4096, 1000, 1000, kind="nvram", encrypted=True, layers=("nvram", "nvram@1"), merging=True)),
+    volumes={"vdc": "db1", "vdd": "/dev/sdz"},
+)
+
+
+@pytest.mark.parametrize("record", [RECORD, FULL])
+def test_record_comes_back_as_it_was(tmp_path: Path, record: InstanceRecord) -> None:
     """What is encoded is decoded to the same record."""
     path = tmp_path / "instance"
-    path.write_bytes(encode(RECORD))
-    assert read_record(path) == RECORD
+    path.write_bytes(encode(record))
+    assert read_record(path) == record
 
 
 def test_record_of_version_1_is_read(tmp_path: Path) -> None:

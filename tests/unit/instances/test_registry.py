@@ -9,44 +9,26 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from imagefs.catalog import Catalog, CatalogImage
+from imagefs.catalog import CatalogImage
+from imagefs.disks.disk import Disk
 from imagefs.errors import NotFound, StoreUnavailable
+from imagefs.flavors import BUILT_IN
 from imagefs.identity.caller import Caller
+from imagefs.identity.map import ADMIN
 from imagefs.instances import registry
-from imagefs.instances.instance import Disk, Instance
-from imagefs.instances.record import DiskRecord, InstanceRecord
-from imagefs.instances.registry import Instances
-from imagefs.instances.steps import make_directory, make_disks
 from imagefs.library import Library, OpenImage
 from imagefs.statedir import StateDirectory
 from imagefs.store.record import ImageRecord
+from tests.support.instances import instances_of, made
 
 ROOT = Caller(0, 0)
 ONE, TWO = (f"{digit * 8}-1111-4111-8111-111111111111" for digit in "12")
-MIB = 1024**2
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> StateDirectory:
     """An empty state directory."""
     return StateDirectory(tmp_path / "state")
-
-
-def instances_of(state: StateDirectory, *, loaded: bool = True) -> Instances:
-    """Return a registry that needs no images."""
-    instances = Instances(state, {}, cast("Catalog", None), cast("Library", None))
-    if loaded:
-        instances.load()
-    return instances
-
-
-def made(state: StateDirectory, uuid: str, name: str) -> Path:
-    """Make an instance with one empty disk, vdb, on the host's disk, and return its directory."""
-    directory = state.instances / uuid
-    disk = DiskRecord("vdb", MIB, 0, 0)
-    make_directory(directory, InstanceRecord(uuid, name, 0, 0, 0o700, "2026-01-01T00:00:00Z", disks=(disk,)))
-    make_disks(directory, [disk], "")
-    return directory
 
 
 def test_directory_without_a_record_is_removed_only_if_nothing_is_in_it(state: StateDirectory) -> None:
@@ -88,7 +70,7 @@ async def test_removal_waits_for_the_making(state: StateDirectory, monkeypatch: 
     """An rmdir that meets a mkdir which then fails finds nothing, and both end with an answer that makes sense."""
     instances = instances_of(state)
 
-    def failing(directory: Path, record: InstanceRecord) -> None:
+    def failing(directory: Path, record: str, body: bytes) -> None:
         trio.from_thread.run(trio.sleep, 0.05)
         raise OSError(28, os.strerror(28))
 
@@ -114,13 +96,14 @@ async def test_disk_of_a_removed_instance_cannot_be_opened(state: StateDirectory
     """An open that comes while an instance is being removed is refused: nobody may write to what is being deleted."""
     made(state, ONE, "web1")
     instances = instances_of(state)
-    disk = instances.get("web1").disks["vdb"]
+    web1 = instances.get("web1")
+    disk = web1.disks["vdb"]
     await instances.remove("web1")
     with pytest.raises(NotFound):
         await disk.hold()
     assert disk.opens == 0
     with pytest.raises(NotFound):
-        await instances.set_flavor(disk.instance, "any")
+        await instances.set_flavor(web1, BUILT_IN["m1.tiny"])
 
 
 async def test_closing_flushes_the_other_disks_after_a_failure(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +137,9 @@ async def test_descriptors_come_back(state: StateDirectory) -> None:
         await disk.hold()
         await (await disk.ready()).write(0, bytes([number + 1]) * 4096)
         await disk.let_go()
-        instance: Instance = disk.instance
+        directory = disk.holder.directory
         await instances.remove("web1")
-        assert not instance.directory.exists()
+        assert not directory.exists()
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
@@ -170,7 +153,7 @@ async def test_an_image_that_does_not_open_is_given_up(state: StateDirectory, mo
             await trio.sleep_forever()
             raise AssertionError
 
-    instances = Instances(state, {}, cast("Catalog", None), cast("Library", Hanging()))
+    instances = instances_of(state, library=cast("Library", Hanging()))
     instance = await instances.create("web1", ROOT, 0o700)
     now = "2026-01-01T00:00:00Z"
     image = CatalogImage(ImageRecord(id=ONE, created_at=now, updated_at=now, status="active"), "1")
@@ -182,6 +165,6 @@ async def test_an_image_that_does_not_open_is_given_up(state: StateDirectory, mo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         with pytest.raises(StoreUnavailable, match="try again"):
-            await instances.set_image(instance, image)
+            await instances.set_image(instance, image, {}, ADMIN)
     assert instance.status == "new"
     await instances.remove("web1")

@@ -1,0 +1,342 @@
+"""This module is the snapshots of instances while they are stored, and the merging of disks' layers afterwards.
+
+A snapshot goes on when the daemon was ended in the middle: what it shows is frozen on the host's disk, and what the store has of it by
+then is removed and stored anew. Guests wait for none of this.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+import trio
+
+from imagefs.catalog import Catalog
+from imagefs.disks.disk import Disk
+from imagefs.disks.record import DiskRecord
+from imagefs.errors import Busy, ImagefsError, InvalidInput, NotFound, NotPermitted, StoreError, StoreRefused
+from imagefs.identity.caller import Caller
+from imagefs.instances.capture import Capture, DirectCapture, LayerCapture
+from imagefs.instances.instance import Instance, with_disk
+from imagefs.instances.properties import Properties
+from imagefs.instances.record import SnapshotState
+from imagefs.instances.snapshot_request import SnapshotRequest
+from imagefs.qmp.agent import frozen
+from imagefs.store.protocol import ImageStore
+from imagefs.store.record import ImageRecord
+from imagefs.threads import Lane, run
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = (2.0, 10.0, 30.0, 60.0)
+"""Pauses before a store that failed is tried again; after the last the snapshot is given up, and its disk merged."""
+MERGE_RETRY_SECONDS: Final = 30.0
+FREEZE_SECONDS: Final = 10.0
+"""How long the guest's agent may take to freeze its filesystems."""
+
+
+class _Ending(Exception):
+    """Raised in the uploading thread when the daemon ends."""
+
+
+@dataclasses.dataclass
+class _Job:
+    """What goes on with an instance's snapshot or its layers; cancelled by `scope`, ended when `ended` is set."""
+
+    scope: trio.CancelScope = dataclasses.field(default_factory=trio.CancelScope)
+    ended: trio.Event = dataclasses.field(default_factory=trio.Event)
+    capturing: bool = False
+
+
+class Snapshots:
+    """All running snapshots and merges. All methods run on the event loop; the jobs run in `nursery`."""
+
+    def __init__(self, store: ImageStore, catalog: Catalog, nursery: trio.Nursery) -> None:
+        """Take where snapshots go."""
+        self._store = store
+        self._catalog = catalog
+        self._nursery = nursery
+        self._jobs: dict[str, _Job] = {}
+        self._ending = threading.Event()
+
+    def end(self) -> None:
+        """Let threads that store snapshots come to an end; the jobs themselves are cancelled with the nursery."""
+        self._ending.set()
+
+    def resume(self, instances: Iterable[Instance]) -> None:
+        """Go on with what an earlier daemon has left: snapshots that were not stored yet, and layers that were not merged."""
+        for instance in instances:
+            state, root = instance.record.snapshot, instance.disks.get("vda")
+            if (state is not None and state.running) or (root is not None and len(root.record.stems) > 1):
+                self._start(instance, None)
+
+    async def begin(self, instance: Instance, request: SnapshotRequest, image: ImageRecord, caller: Caller) -> None:
+        """Take a snapshot of the root disk as it is at one moment of this call, and go on storing it as `image` in the background.
+
+        Whether the caller may is for the caller of this to know. Raises InvalidInput without disks, Busy while another one is stored,
+        NotPermitted for an encrypted disk unless the request allows it, NoSpace, and Unsupported or Busy for a direct disk that is in use
+        without a QMP socket; nothing is changed then.
+        """
+        self._check(instance, request)
+        merging = await self._pause(instance)
+        job = self._jobs[instance.record.uuid] = _Job(capturing=True)  # from here on no other one begins
+        try:
+            async with self._quiesced(request, caller):
+                capture = await self._capture(instance, request, image, caller)
+        except BaseException:
+            del self._jobs[instance.record.uuid]
+            job.ended.set()
+            if merging:
+                self._start(instance, None)
+            raise
+        job.capturing = False
+        self._nursery.start_soon(self._run, instance, capture, job)
+
+    def _check(self, instance: Instance, request: SnapshotRequest) -> None:
+        if not instance.made:
+            raise InvalidInput(f"{instance.label} has no disks yet: set its user.image first")
+        self._check_idle(instance)
+        root = instance.disks.get("vda")
+        if root is not None and root.record.encrypted and not request.allow_plain:
+            raise NotPermitted(f'{instance.label} is encrypted, and its snapshot would not be: say "allow_plain": true if that is meant')
+        live = request.qmp is not None or (root is not None and root.opens > 0)
+        if live and request.agent is None and Properties(instance.record.image_properties).is_on("os_require_quiesce"):
+            raise InvalidInput(
+                f"the image of {instance.label} has os_require_quiesce, and its guest runs: "
+                'name the socket of its guest agent with "agent", or stop it'
+            )
+        if root is not None and request.qmp is not None:
+            raise InvalidInput(f'"qmp" is for disks of the format qcow2: that of {instance.label} is snapshot without it')
+
+    @contextlib.asynccontextmanager
+    async def _quiesced(self, request: SnapshotRequest, caller: Caller) -> AsyncIterator[None]:
+        """Hold the guest's filesystems frozen, if the request names the socket of its agent."""
+        if request.agent is None:
+            yield
+            return
+        async with frozen(Path(request.agent), caller.uid, FREEZE_SECONDS):
+            yield
+
+    async def _capture(self, instance: Instance, request: SnapshotRequest, image: ImageRecord, caller: Caller) -> Capture:
+        root = instance.disks.get("vda")
+        if root is None:
+            capture = await DirectCapture.begin(instance, request, caller)
+            async with instance.lock:
+                await instance.write(msgspec.structs.replace(instance.record, snapshot=SnapshotState(request, image)))
+            return capture
+        await root.take()
+        try:
+            state = SnapshotState(request, image, frozen=len(root.record.stems))
+
+            async def keep(disk: DiskRecord) -> None:
+                await instance.write(msgspec.structs.replace(with_disk(instance.record, disk), snapshot=state))
+
+            view = await root.add_layer(keep)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await root.release()
+            raise
+        return LayerCapture(root, view, request.disk_format)
+
+    # -- jobs -----------------------------------------------------------------------------------
+
+    def _start(self, instance: Instance, capture: Capture | None) -> None:
+        job = self._jobs[instance.record.uuid] = _Job()
+        self._nursery.start_soon(self._run, instance, capture, job)
+
+    async def stop(self, instance: Instance) -> None:
+        """End what goes on with an instance that is to be removed. Raises Busy while its snapshot is stored; `resume` undoes this."""
+        self._check_idle(instance)
+        await self._pause(instance)
+
+    def _check_idle(self, instance: Instance) -> None:
+        """Raise Busy while a snapshot is taken or stored."""
+        job, state = self._jobs.get(instance.record.uuid), instance.record.snapshot
+        if (job is not None and job.capturing) or (state is not None and state.running):
+            raise Busy(f"a snapshot of {instance.label} is being stored: wait until user.imagefs.snapshot says that it is active")
+
+    async def _pause(self, instance: Instance) -> bool:
+        """End what still goes on after a snapshot was stored, a merge above all; tell whether there was something."""
+        job = self._jobs.get(instance.record.uuid)
+        if job is None:
+            return False
+        job.scope.cancel()
+        await job.ended.wait()
+        return True
+
+    async def _run(self, instance: Instance, capture: Capture | None, job: _Job) -> None:
+        """Store what was captured, then merge the layers."""
+        try:
+            with job.scope:
+                if capture is None:
+                    capture = await self._recapture(instance)
+                if capture is not None:
+                    try:
+                        await self._store_snapshot(instance, capture)
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await capture.close()
+                root = instance.disks.get("vda")
+                if root is not None:
+                    await self._merge(root)
+        except Exception as error:  # whatever it is, the mount and its guests go on
+            log.exception("a snapshot's job ended instance=%s", instance.record.name)
+            if instance.record.snapshot is not None and instance.record.snapshot.running:
+                await self._give_up(instance, f"imagefs itself failed: {error!r}: see its log")
+        finally:
+            if self._jobs.get(instance.record.uuid) is job:
+                del self._jobs[instance.record.uuid]
+            job.ended.set()
+
+    async def _recapture(self, instance: Instance) -> Capture | None:
+        """Return what an earlier daemon has captured and not stored; None if there is none, or it cannot be had any more."""
+        state = instance.record.snapshot
+        if state is None or not state.running:
+            return None
+        root = instance.disks.get("vda")
+        if root is None or not state.durable or not 0 < state.frozen < len(root.record.stems):
+            reason = "imagefs was ended before what the snapshot shows was on the host's disk: take it again"
+            await self._give_up(instance, reason)
+            return None
+        try:
+            await root.take()
+        except (ImagefsError, OSError) as error:
+            await self._give_up(instance, f"the disk cannot be opened: {error}")
+            return None
+        return LayerCapture(root, root.view(state.frozen), state.request.disk_format)
+
+    async def _merge(self, root: Disk) -> None:
+        """Merge all layers into the first; what keeps it from that is tried again, for the layers are as good."""
+        while len(root.record.stems) > 1:
+            try:
+                await root.take()
+                try:
+                    await root.merge()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await root.release()
+            except (ImagefsError, OSError) as error:
+                root.holder.error = f"the layers of {root.label} cannot be merged: {error}"
+                log.error("layers cannot be merged yet disk=%s error=%s", root.label, error)
+                await trio.sleep(MERGE_RETRY_SECONDS)
+
+    # -- storing --------------------------------------------------------------------------------
+
+    async def _store_snapshot(self, instance: Instance, capture: Capture) -> None:
+        """Store what was captured; whatever hinders it for good makes the snapshot `killed`, with a reason, and leaves nothing in the store."""
+        try:
+            if capture.outlasts and not self._state(instance).durable:
+                await capture.flush()
+                await self._keep(instance, durable=True)
+            await self._try_to_store(instance, capture)
+        except (ImagefsError, OSError) as error:
+            log.error("a snapshot cannot be stored instance=%s image=%s error=%s", instance.record.name, self._state(instance).image.id, error)
+            await capture.close()  # which gives back room that the record may need
+            await self._give_up(instance, str(error))
+
+    async def _give_up(self, instance: Instance, reason: str) -> None:
+        """Make the snapshot `killed`; where that cannot be written, the next daemon tries to store it once more."""
+        try:
+            await self._keep(instance, status="killed", error=reason)
+        except (ImagefsError, OSError) as error:
+            log.error("that a snapshot was given up cannot be written instance=%s error=%s", instance.record.name, error)
+            state = msgspec.structs.replace(self._state(instance), status="killed", error=reason)
+            instance.record = msgspec.structs.replace(instance.record, snapshot=state)
+
+    async def _try_to_store(self, instance: Instance, capture: Capture) -> None:
+        for pause in (*RETRY_SECONDS, None):
+            try:
+                if not await self._is_stored(instance):
+                    await self._upload(instance, capture)
+            except StoreRefused:
+                raise
+            except StoreError as error:
+                if pause is None:
+                    raise
+                log.warning("a snapshot could not be stored, and is tried again instance=%s pause=%.0f error=%s", instance.record.name, pause, error)
+                await self._keep(instance, status="queued", error=f"tried again in {pause:.0f} s: {error}")
+                await trio.sleep(pause)
+            else:
+                return
+
+    async def _is_stored(self, instance: Instance) -> bool:
+        """Tell whether an earlier attempt has succeeded without our knowing; what is left of one that has not is removed."""
+        image_id = self._state(instance).image.id
+        try:
+            stored = await run(Lane.STORE, self._store.find, image_id)
+        except NotFound:
+            return False
+        if stored.record.status == "active":
+            await self._finished(instance, stored.record)
+            return True
+        await run(Lane.UPLOAD, self._store.delete, image_id)
+        await self._reread(image_id)
+        # A store may never give out an id again.
+        await self._keep(instance, image=msgspec.structs.replace(self._state(instance).image, id=str(uuid.uuid4())))
+        return False
+
+    async def _upload(self, instance: Instance, capture: Capture) -> None:
+        image = self._state(instance).image
+        token = trio.lowlevel.current_trio_token()
+
+        def note(done: int, total: int) -> None:
+            instance.progress = (done, total)
+
+        async def fill() -> tuple[BinaryIO, int]:
+            await self._reread(image.id)  # it is queued by now
+            size = await capture.fill(note)
+            note(0, size)
+            await self._keep(instance, status="saving", error=None)
+            return capture.reader(), size
+
+        def look() -> None:
+            self._nursery.start_soon(self._reread, image.id)
+
+        def advance(count: int) -> None:  # called in any thread of the store's
+            if self._ending.is_set():
+                raise _Ending
+            done, total = instance.progress
+            if done == 0:
+                token.run_sync_soon(look)
+            note(done + count, total)
+
+        try:
+            stored = await run(Lane.UPLOAD, lambda: self._store.create(image, lambda: trio.from_thread.run(fill), advance))
+        except _Ending:
+            await trio.sleep_forever()  # until this is cancelled: the next daemon goes on
+        except Exception:
+            await self._reread(image.id)  # it is gone again
+            raise
+        await self._finished(instance, stored.record)
+
+    async def _reread(self, image_id: str) -> None:
+        with contextlib.suppress(StoreError, ImagefsError):  # the next look finds it
+            await self._catalog.reread(image_id)
+
+    async def _finished(self, instance: Instance, stored: ImageRecord) -> None:
+        await self._keep(instance, status="active", error=None, image=stored, size=stored.size or 0)
+        await self._reread(stored.id)
+
+    def _state(self, instance: Instance) -> SnapshotState:
+        state = instance.record.snapshot
+        if state is None:
+            raise NotFound(f"{instance.label} has no snapshot")
+        return state
+
+    async def _keep(self, instance: Instance, **changes: object) -> None:
+        """Write the snapshot's state, durably."""
+        async with instance.lock:
+            state = msgspec.structs.replace(self._state(instance), **changes)
+            await instance.write(msgspec.structs.replace(instance.record, snapshot=state))
+
+
+def shown(state: SnapshotState, progress: tuple[int, int]) -> bytes:
+    """Return what user.imagefs.snapshot says: done and total in bytes, of what is read while it is queued, and of what is stored after that."""
+    done, total = progress if state.running else (state.size, state.size)
+    document = {"id": state.image.id, "status": state.status, "done": done, "total": total, "error": state.error}
+    return msgspec.json.encode(document)
