@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -33,18 +33,18 @@ def flavor_list(invocation: Invocation, shape: Shape) -> None:
 @output_options
 @pass_invocation
 def flavor_show(invocation: Invocation, flavor: str, shape: Shape) -> None:
-    """Show FLAVOR. ram and swap are in MiB, disk and ephemeral in GiB."""
+    """Show FLAVOR. ram and swap are in MiB, disk and ephemeral in GiB; a private one has the projects that may use it."""
     mount = find_mount(invocation)
     with explained(f"flavor show {flavor}", mount):
         fields = read_flavor(mount, flavor)
     print_object(fields, shape, f"flavor {flavor}")
 
 
-def read_flavor(mount: Path, name: str) -> dict[str, int | str | bool]:
+def read_flavor(mount: Path, name: str) -> dict[str, Any]:
     """Return a flavor as flavors/ has it. Raises NotFound, OSError."""
     try:
         text = (mount / "flavors" / check_part(name, "a flavor")).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise NotFound(f"there is no flavor '{name}': see imagefs flavor list") from None
-    flavor: dict[str, int | str | bool] = json.loads(text)
+    flavor: dict[str, Any] = json.loads(text)
     return flavor

@@ -2,39 +2,74 @@
 
 import contextlib
 import os
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import click
 
-from imagefs.cli.errors import print_line, report
-from imagefs.cli.flavor import read_flavor
+from imagefs.cli.errors import report
+from imagefs.cli.instance_guest import instance_directory, missing, read_disks, read_progress, volume_name
 from imagefs.cli.invocation import Invocation, pass_invocation
-from imagefs.cli.mountpoint import check_part, explained, find_mount, names_in, read_attribute, read_attributes
+from imagefs.cli.mountpoint import explained, find_mount, names_in, read_attribute, read_attributes
 from imagefs.cli.output import Shape, check_columns, output_options, print_list, print_object
-from imagefs.cli.qemu import DEFAULT_RAM, Guest, choose_accelerator, command_line
 from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound
 
-COLUMNS: Final = ("ID", "Name", "Status", "Image", "Flavor")
-FIELDS: Final = ("id", "name", "status", "image_id", "flavor", "created_at", "disks", "error")
-"""What an instance is shown with; error only if an operation on it failed."""
-_CPUINFO: Final = Path("/proc/cpuinfo")
-_KVM: Final = Path("/dev/kvm")
+COLUMNS: Final = ("ID", "Name", "Status", "Image", "Flavor", "Disks")
+FIELDS: Final = (
+    "id", "name", "status", "image_id", "flavor", "created_at", "disks", "volumes", "disk_format", "encrypted", "config_drive", "firmware_code",
+    "secure_boot", "snapshot", "error",
+)  # fmt: skip
+"""What an instance is shown with; those that it has not are left out, error unless an operation on it failed."""
+ATTRIBUTE_LIMIT: Final = 65536
+"""Bytes of an extended attribute's value."""
+_FORMATS: Final = ("none", "ext4", "xfs", "vfat")
 
 
 @click.command("create", short_help="Make an instance with its disks.")
 @click.argument("name")
 @click.option("--image", required=True, metavar="IMAGE", help="The image that vda starts as: an id or a name.")
 @click.option("--flavor", metavar="FLAVOR", help="The flavor; without one vda has the image's virtual size, and there is no vdb.")
+@click.option("--ephemeral", type=click.IntRange(1), multiple=True, metavar="GIB", help="An ephemeral disk of that size; may be repeated.")
+@click.option("--ephemeral-format", type=click.Choice(_FORMATS), help="The file system of ephemeral disks.")
+@click.option("--encrypted/--no-encrypted", default=None, help="Encrypt what is written to the disks; by default as configured.")
+@click.option("--disk-format", type=click.Choice(["raw", "qcow2"]), help="qcow2: vda is a local qcow2 file, which QEMU opens without the mount.")
+@click.option("--user-data", type=click.File("rb"), metavar="FILE", help="Put FILE on a config drive as user data; - is standard input.")
+@click.option("--meta-data", type=click.File("rb"), metavar="FILE", help="Put the JSON object in FILE on a config drive as meta data.")
+@click.option("--config-drive", type=click.Choice(["cdrom", "disk"]), help="What the guest sees the config drive as.")
 @output_options
 @pass_invocation
-def instance_create(invocation: Invocation, /, shape: Shape, name: str, image: str, flavor: str | None) -> None:
+def instance_create(
+    invocation: Invocation,
+    /,
+    shape: Shape,
+    name: str,
+    image: str,
+    flavor: str | None,
+    ephemeral: tuple[int, ...],
+    ephemeral_format: str | None,
+    disk_format: str | None,
+    user_data: BinaryIO | None,
+    meta_data: BinaryIO | None,
+    config_drive: str | None,
+    *,
+    encrypted: bool | None,
+) -> None:
     """Make an instance NAME with its disks. Nothing is copied: it takes the same time whatever the image's size."""
     check_columns(shape, FIELDS)
+    chosen: dict[str, str | bytes | None] = {
+        "flavor": flavor,
+        "ephemeral_format": ephemeral_format,
+        "ephemeral": ",".join(map(str, ephemeral)) or None,
+        "encrypted": str(encrypted).lower() if encrypted is not None else None,
+        "disk_format": disk_format,
+        "user_data": _content(user_data, "--user-data"),
+        "meta_data": _content(meta_data, "--meta-data"),
+        "config_drive": config_drive,
+        "image": image,
+    }
     mount = find_mount(invocation)
-    make_instance(mount, name, image, flavor)
+    make_instance(mount, name, {key: os.fsencode(value) for key, value in chosen.items() if value is not None})
     print_object(read_instance(mount, name), shape, f"instance {name}", FIELDS)
 
 
@@ -76,24 +111,12 @@ def instance_delete(context: click.Context, invocation: Invocation, names: tuple
         context.exit(1)
 
 
-@click.command("qemu", short_help="Print a QEMU command that runs an instance.")
-@click.argument("name")
-@click.option("--accel", type=click.Choice(["kvm", "tcg"]), help="The accelerator; by default kvm if this host can use it and is not itself a guest.")
-@pass_invocation
-def instance_qemu(invocation: Invocation, name: str, accel: str | None) -> None:
-    """Print a shell command that runs the instance NAME in QEMU.
+def make_instance(mount: Path, name: str, choices: Mapping[str, bytes]) -> None:
+    """Make an instance with its disks, or nothing. `choices` are attributes in the order in which they are set: the image comes last.
 
-    It is made from the flavor, the image's properties and the disks. The guest's serial console is on the terminal; Ctrl-A X ends it.
+    Raises ImagefsError with the mount's reason.
     """
-    mount = find_mount(invocation)
-    with explained(f"instance qemu {name}", mount):
-        guest = read_guest(mount, name)
-    click.echo(shlex.join(command_line(guest, accel or choose_accelerator(_CPUINFO.read_text(encoding="utf-8"), kvm_usable=_can_use_kvm()))))
-
-
-def make_instance(mount: Path, name: str, image: str, flavor: str | None) -> None:
-    """Make an instance with its disks, or nothing. Raises ImagefsError with the mount's reason."""
-    directory = mount / "instances" / check_part(name, "an instance")
+    directory = instance_directory(mount, name)
     what = f"instance create {name}"
     with explained(what, mount, directory.parent):
         try:
@@ -101,9 +124,18 @@ def make_instance(mount: Path, name: str, image: str, flavor: str | None) -> Non
         except FileExistsError:
             raise AlreadyExists(f"{what}: there is an instance of that name: choose another, or delete it first") from None
     with _undone(directory), explained(what, mount, directory):
-        for attribute, value in (("user.flavor", flavor), ("user.image", image)):
-            if value is not None:
-                os.setxattr(directory, attribute, os.fsencode(value))
+        for attribute, value in choices.items():
+            os.setxattr(directory, f"user.{attribute}", value)
+
+
+def _content(file: BinaryIO | None, option: str) -> bytes | None:
+    """Return what is in a file that becomes an attribute. Raises InvalidInput if it is too long for one."""
+    if file is None:
+        return None
+    content = file.read(ATTRIBUTE_LIMIT + 1)
+    if len(content) > ATTRIBUTE_LIMIT:
+        raise InvalidInput(f"{option}: {file.name} has more than {ATTRIBUTE_LIMIT} bytes: compress it, or let it fetch the rest")
+    return content
 
 
 @contextlib.contextmanager
@@ -119,27 +151,27 @@ def _undone(directory: Path) -> Iterator[None]:
 
 def remove_instance(mount: Path, name: str) -> None:
     """Remove an instance. Raises NotFound, Busy, ImagefsError."""
-    directory = mount / "instances" / check_part(name, "an instance")
+    directory = instance_directory(mount, name)
     what = f"instance delete {name}"
     try:
         with explained(what, mount):
             directory.rmdir()
     except NotFound:
-        raise _missing(what) from None
+        raise missing(what) from None
     except Busy as error:
         raise Busy(f"{what}: it is in use: stop the guest first") from error
 
 
 def read_instance(mount: Path, name: str) -> dict[str, object]:
     """Return an instance's attributes, and its disks with their sizes in bytes. Raises NotFound."""
-    directory = mount / "instances" / check_part(name, "an instance")
+    directory = instance_directory(mount, name)
     with explained(f"instance {name}", mount):
         try:
             attributes = read_attributes(directory)
-            error = read_attribute(directory, "imagefs.error")
-            disks = {disk: (directory / disk).stat().st_size for disk in sorted(names_in(directory))}
+            own = {key: read_attribute(directory, f"imagefs.{key}") for key in ("snapshot", "error")}
+            disks = read_disks(directory)
         except FileNotFoundError:
-            raise _missing(f"instance {name}") from None
+            raise missing(f"instance {name}") from None
     fields: dict[str, object] = {
         "id": attributes.get("instance_uuid"),
         "name": name,
@@ -147,38 +179,16 @@ def read_instance(mount: Path, name: str) -> dict[str, object]:
         "image_id": attributes.get("image_id"),
         "flavor": attributes.get("flavor"),
         "created_at": attributes.get("created_at"),
-        "disks": disks,
+        "disks": {disk.name: disk.size for disk in disks},
     }
-    return fields | ({} if error is None else {"error": error})
-
-
-def read_guest(mount: Path, name: str) -> Guest:
-    """Return what `command_line` needs of an instance. Raises NotFound, InvalidInput if it has no disks yet, OSError."""
-    directory = mount / "instances" / check_part(name, "an instance")
-    try:
-        attributes = read_attributes(directory)
-        disks = {disk: (directory / disk).absolute() for disk in sorted(names_in(directory)) if disk.startswith("vd")}
-    except FileNotFoundError:
-        raise _missing(f"instance qemu {name}") from None
-    if "vda" not in disks:
-        raise InvalidInput(f"instance qemu {name}: it has no disks yet: set its user.image first")
-    image = {}
-    if "image_id" in attributes:
-        try:
-            image = read_attributes(mount / "images" / check_part(attributes["image_id"], "an image"))
-        except FileNotFoundError:
-            print_line(
-                f"note: instance qemu {name}: its image {attributes['image_id']} is gone, and with it the properties that say which devices to use"
-            )
-    vcpus, ram = 1, max(DEFAULT_RAM, int(image.get("min_ram", "0")))
-    if "flavor" in attributes:
-        flavor = read_flavor(mount, attributes["flavor"])
-        vcpus, ram = int(flavor["vcpus"]), int(flavor["ram"])
-    return Guest(name, attributes["instance_uuid"], vcpus, ram, disks, image, (mount / "images").absolute())
-
-
-def _missing(what: str) -> NotFound:
-    return NotFound(f"{what}: there is no such instance: see imagefs instance list")
+    volumes = {disk.name: volume_name(disk.path) for disk in disks if disk.kind == "volume" and disk.path is not None}
+    if volumes:
+        fields["volumes"] = volumes
+    chosen = ("disk_format", "encrypted", "config_drive", "firmware_code", "secure_boot")
+    fields |= {key: attributes[key] for key in chosen if key in attributes}
+    if own["snapshot"] is not None:
+        fields["snapshot"] = read_progress(own["snapshot"]).shown()
+    return fields | ({} if own["error"] is None else {"error": own["error"]})
 
 
 def _row(mount: Path, name: str) -> tuple[str | None, ...] | None:
@@ -186,20 +196,14 @@ def _row(mount: Path, name: str) -> tuple[str | None, ...] | None:
     directory = mount / "instances" / name
     try:
         instance_uuid, status, image_id, flavor = (read_attribute(directory, key) for key in ("instance_uuid", "status", "image_id", "flavor"))
+        disks = read_disks(directory)
     except FileNotFoundError:
         return None
     except PermissionError:
-        return (None, name, None, None, None)
+        return (None, name, None, None, None, None)
     image = None
     if image_id is not None:
         with contextlib.suppress(OSError):
             image = read_attribute(mount / "images" / image_id, "name")
-    return (instance_uuid, name, status, image or image_id, flavor)
-
-
-def _can_use_kvm() -> bool:
-    try:
-        os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
+    shown = " ".join(disk.name if disk.kind != "volume" else f"{disk.name}={volume_name(disk.path or '')}" for disk in disks)
+    return (instance_uuid, name, status, image or image_id, flavor, shown)

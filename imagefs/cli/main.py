@@ -31,7 +31,18 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
         "list": "instance:instance_list",
         "show": "instance:instance_show",
         "delete": "instance:instance_delete",
-        "qemu": "instance:instance_qemu",
+        "snapshot": "instance_snapshot:instance_snapshot",
+        "qemu": "instance_run:instance_qemu",
+        "libvirt": "instance_run:instance_libvirt",
+    },
+    "volume": {
+        "create": "volume:volume_create",
+        "list": "volume:volume_list",
+        "show": "volume:volume_show",
+        "set": "volume:volume_set",
+        "attach": "volume:volume_attach",
+        "detach": "volume:volume_detach",
+        "delete": "volume:volume_delete",
     },
     "flavor": {"list": "flavor:flavor_list", "show": "flavor:flavor_show"},
 }
@@ -93,9 +104,14 @@ def image_member_group() -> None:
     """Look at the projects that images are shared with."""
 
 
-@imagefs.group("instance", cls=LazyGroup, short_help="Instances: create, list, show, delete, qemu.")
+@imagefs.group("instance", cls=LazyGroup, short_help="Instances: create, list, show, snapshot, run, delete.")
 def instance_group() -> None:
     """Work with instances."""
+
+
+@imagefs.group("volume", cls=LazyGroup, short_help="Volumes: create, list, show, attach, detach, delete.")
+def volume_group() -> None:
+    """Work with volumes: disks that outlive instances."""
 
 
 @imagefs.group("flavor", cls=LazyGroup, short_help="Flavors: list, show.")

@@ -114,12 +114,6 @@ def test_the_example_configuration_has_no_mistakes() -> None:
     assert found.store.url == "s3://images/prod"
 
 
-def test_keys_that_are_refused_are_named() -> None:
-    """Keys of later versions are said to be refused."""
-    text = (MANUAL / "imagefs.toml.5").read_text()
-    assert all(name in text for name in config.UNSUPPORTED)
-
-
 def test_every_policy_is_described_with_its_default() -> None:
     """imagefs-policy(5) has all names, no other ones, and below each the check that holds without a policy file."""
     found: dict[str, str] = {}

@@ -20,7 +20,7 @@ class FakeMount:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for name in ("images", "raw", "names", "flavors", "instances", ".imagefs"):
+        for name in ("images", "raw", "names", "flavors", "instances", "volumes", ".imagefs"):
             (path / name).mkdir(parents=True)
         for name, flavor in BUILT_IN.items():
             (path / "flavors" / name).write_text(json.dumps(flavor.shown()))
@@ -64,15 +64,47 @@ class FakeMount:
                 link.symlink_to(f"../images/{image_id}")
         return image_id
 
-    def add_instance(self, name: str, image_id: str | None = None, flavor: str | None = "m1.small", disks: tuple[str, ...] = ("vda",)) -> Path:
-        """Add an instance with disks of 1 MiB."""
+    def add_instance(
+        self,
+        name: str,
+        image_id: str | None = None,
+        flavor: str | None = "m1.small",
+        disks: tuple[str, ...] = ("vda",),
+        *,
+        properties: Mapping[str, object] | None = None,
+        **attributes: str,
+    ) -> Path:
+        """Add an instance with disks of 1 MiB: vda is the root, nvram.fd and vdz are what they are called for, others are ephemeral.
+
+        `properties` are those of the image when it was made; without them they are those that it has now. `attributes` are more of its own.
+        """
         path = self.path / "instances" / name
         path.mkdir()
+        path.chmod(0o711)
+        kinds = {"vda": "root", "nvram.fd": "nvram", "vdz": "config"}
+        entries = [{"name": disk, "kind": kinds.get(disk, "ephemeral"), "format": "raw", "size": 1 << 20} for disk in disks]
         for disk in disks:
             with (path / disk).open("wb") as file:
                 file.truncate(1 << 20)
-        known = {"instance_uuid": str(uuid.uuid4()), "status": "active" if disks else "new", "image_id": image_id, "flavor": flavor}
+        known = {"instance_uuid": str(uuid.uuid4()), "status": "active" if disks else "new", "image_id": image_id, "flavor": flavor, **attributes}
+        known["imagefs.disks"] = json.dumps([{**entry, "path": None, "device": "cdrom" if entry["name"] == "vdz" else "disk"} for entry in entries])
+        known["imagefs.image_properties"] = json.dumps(properties) if properties is not None else None
         set_attributes(path, {key: value for key, value in known.items() if value is not None})
+        return path
+
+    def set_disk(self, instance: str, name: str, **entry: object) -> None:
+        """Change what an instance says of one of its disks, or add one."""
+        path = self.path / "instances" / instance
+        disks = {disk["name"]: disk for disk in json.loads(os.getxattr(path, "user.imagefs.disks"))}
+        disks[name] = {**disks.get(name, {"name": name, "path": None, "device": "disk"}), **entry}
+        set_attributes(path, {"imagefs.disks": json.dumps(list(disks.values()))})
+
+    def add_volume(self, name: str, size: int = 1 << 20, **attributes: str) -> Path:
+        """Add a volume of `size` bytes."""
+        path = self.path / "volumes" / name
+        with path.open("wb") as file:
+            file.truncate(size)
+        set_attributes(path, {"volume_id": str(uuid.uuid4()), "created_at": "2026-11-22T10:00:00Z", **attributes})
         return path
 
 

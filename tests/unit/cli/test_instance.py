@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shlex
 from pathlib import Path
 
 import pytest
@@ -139,34 +138,81 @@ def test_delete_goes_on_after_a_failure(run: Run, mount: FakeMount, monkeypatch:
     assert [path.name for path in (mount.path / "instances").iterdir()] == ["busy"]
 
 
-def test_qemu_prints_one_command(run: Run, mount: FakeMount) -> None:
-    """The command is one line for a shell, with the flavor's sizes and the disks' paths."""
-    mount.add_instance("web1", mount.add_image("debian", hw_disk_bus="scsi", min_ram="0"), "m1.medium", ("vda", "vdb"))
-    found = run("instance", "qemu", "web1", "--accel", "tcg")
-    assert (found.status, found.err, found.out.count("\n")) == (0, "", 1)
-    words = shlex.split(found.out)
-    assert words[0] == "qemu-system-x86_64"
-    assert words[words.index("-m") + 1] == "4096"
-    assert words[words.index("-smp") + 1] == "2"
-    assert sum(f"file={mount.path}/instances/web1/vd" in word for word in words) == 2
-    assert any(word.startswith("scsi-hd,") for word in words)
+def test_create_sets_what_is_chosen_before_the_image(run: Run, mount: FakeMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option is one attribute, and the image comes last."""
+    names: list[str] = []
+    real = os.setxattr
+
+    def remember(path: Path, name: str, value: bytes) -> None:
+        names.append(name)
+        real(path, name, value)
+
+    monkeypatch.setattr("os.setxattr", remember)
+    (tmp_path / "user").write_bytes(b"#cloud-config\n\xff")
+    (tmp_path / "meta").write_text('{"a": 1}')
+    options = ["--ephemeral", 5, "--ephemeral", 7, "--ephemeral-format", "xfs", "--encrypted", "--disk-format", "raw", "--config-drive", "disk"]
+    files = ["--user-data", tmp_path / "user", "--meta-data", tmp_path / "meta"]
+    assert run("instance", "create", "web1", "--image", "debian", "--flavor", "m1.small", *options, *files).status == 0
+    path = mount.path / "instances" / "web1"
+    expected = {
+        "flavor": b"m1.small", "ephemeral_format": b"xfs", "ephemeral": b"5,7", "encrypted": b"true", "disk_format": b"raw",
+        "user_data": b"#cloud-config\n\xff", "meta_data": b'{"a": 1}', "config_drive": b"disk", "image": b"debian",
+    }  # fmt: skip
+    assert {name: os.getxattr(path, f"user.{name}") for name in expected} == expected
+    assert names == [f"user.{name}" for name in expected]
 
 
-def test_qemu_without_a_flavor_or_an_image(run: Run, mount: FakeMount) -> None:
-    """Without a flavor the image's min_ram counts; an image that is gone is told of."""
-    mount.add_instance("a", mount.add_image("debian", min_ram="700"), None)
-    assert " -m 700 " in run("instance", "qemu", "a").out
-    mount.add_instance("b", "9f0a2f5c-6f2e-4c0b-9d43-8a1d6c7b9e21")
-    found = run("instance", "qemu", "b")
-    assert found.status == 0
-    assert "is gone" in found.err
+def test_encryption_is_chosen_either_way_or_not_at_all(run: Run, mount: FakeMount) -> None:
+    """Without a word the configuration decides."""
+    for name, words, expected in (("a", ["--encrypted"], b"true"), ("b", ["--no-encrypted"], b"false"), ("c", [], None)):
+        assert run("instance", "create", name, "--image", "x", *words).status == 0
+        path = mount.path / "instances" / name
+        assert (os.getxattr(path, "user.encrypted") if "user.encrypted" in os.listxattr(path) else None) == expected
 
 
-def test_qemu_needs_disks(run: Run, mount: FakeMount) -> None:
-    """An instance without an image cannot run."""
-    mount.add_instance("fresh", None, None, ())
-    assert "it has no disks yet" in run("instance", "qemu", "fresh").err
-    assert "no such instance" in run("instance", "qemu", "nosuch").err
+def test_user_data_that_fits_no_attribute_makes_no_instance(run: Run, mount: FakeMount, tmp_path: Path) -> None:
+    """The line says what to do; a file that is not there is a mistake in the command."""
+    (tmp_path / "user").write_bytes(bytes(65537))
+    found = run("instance", "create", "web1", "--image", "x", "--user-data", tmp_path / "user")
+    assert found.status == 1
+    assert "has more than 65536 bytes: compress it" in found.err
+    assert run("instance", "create", "web1", "--image", "x", "--meta-data", tmp_path / "nosuch").status == 2
+    assert list((mount.path / "instances").iterdir()) == []
+
+
+def test_show_and_list_have_volumes_and_choices(run: Run, mount: FakeMount) -> None:
+    """Volumes are disks with the names that users know; block devices have their paths."""
+    mount.add_instance(
+        "web1", None, disks=("vda", "vdb", "nvram.fd"), encrypted="true", disk_format="raw", firmware_code="/code", secure_boot="false"
+    )
+    mount.set_disk("web1", "vdc", kind="volume", format="raw", size=5, path="../../volumes/db1")
+    mount.set_disk("web1", "vdd", kind="volume", format="raw", size=7, path="/dev/sdq")
+    shown = json.loads(run("instance", "show", "web1", "-f", "json").out)
+    assert shown["disks"] == {"nvram.fd": 1 << 20, "vda": 1 << 20, "vdb": 1 << 20, "vdc": 5, "vdd": 7}
+    assert shown["volumes"] == {"vdc": "db1", "vdd": "/dev/sdq"}
+    assert {name: shown[name] for name in ("encrypted", "disk_format", "firmware_code", "secure_boot")} == {
+        "encrypted": "true", "disk_format": "raw", "firmware_code": "/code", "secure_boot": "false",
+    }  # fmt: skip
+    assert "snapshot" not in shown
+    assert run("instance", "list", "-f", "value", "-c", "Disks").out == "nvram.fd vda vdb vdc=db1 vdd=/dev/sdq\n"
+
+
+def test_show_has_the_last_snapshot(run: Run, mount: FakeMount) -> None:
+    """How far it has come, and why it failed if it did."""
+    path = mount.add_instance("web1")
+    progress = {"id": "i", "status": "saving", "done": 1, "total": 2, "error": None}
+    set_attributes(path, {"imagefs.snapshot": json.dumps(progress)})
+    del progress["error"]
+    assert json.loads(run("instance", "show", "web1", "-f", "json").out)["snapshot"] == progress
+
+
+def test_what_a_mount_of_another_version_says_is_not_guessed_at(run: Run, mount: FakeMount) -> None:
+    """Broken lists are errors of one line."""
+    path = mount.add_instance("web1")
+    set_attributes(path, {"imagefs.snapshot": "{}"})
+    assert "user.imagefs.snapshot cannot be understood" in run("instance", "show", "web1").err
+    set_attributes(path, {"imagefs.disks": "[1]"})
+    assert "user.imagefs.disks is not a list of disks" in run("instance", "show", "web1").err
 
 
 def test_flavors_are_listed_and_shown(run: Run, mount: FakeMount) -> None:
@@ -177,6 +223,14 @@ def test_flavors_are_listed_and_shown(run: Run, mount: FakeMount) -> None:
     assert run("flavor", "show", "m1.tiny", "-f", "value", "-c", "ram").out == "512\n"
     found = run("flavor", "show", "m1.huge")
     assert (found.status, found.err) == (1, "imagefs: there is no flavor 'm1.huge': see imagefs flavor list\n")
+
+
+def test_a_private_flavor_shows_its_projects(run: Run, mount: FakeMount) -> None:
+    """Those who may use it."""
+    flavor = json.loads((mount.path / "flavors" / "m1.tiny").read_text()) | {"name": "gold", "is_public": False, "projects": ["p1", "p2"]}
+    (mount.path / "flavors" / "gold").write_text(json.dumps(flavor))
+    assert json.loads(run("flavor", "show", "gold", "-f", "json").out)["projects"] == ["p1", "p2"]
+    assert run("flavor", "list", "-f", "value", "-c", "Name", "-c", "Is Public").out.startswith("gold false\n")
 
 
 def test_status_sums_up(run: Run, mount: FakeMount) -> None:

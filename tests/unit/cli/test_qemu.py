@@ -1,21 +1,19 @@
 """The QEMU command line: what each property does to it, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from imagefs.cli.qemu import Guest, choose_accelerator, command_line
+from imagefs.cli.machine.model import Guest, Surroundings
+from imagefs.cli.machine.plan import plan_machine
+from imagefs.cli.qemu import choose_accelerator, command_line, tpm_command
 from imagefs.errors import InvalidInput, Unsupported
-
-UUID = "9f0a2f5c-6f2e-4c0b-9d43-8a1d6c7b9e21"
-
-
-def guest(disks: tuple[str, ...] = ("vda",), /, name: str = "web1", **attributes: str) -> Guest:
-    return Guest(name, UUID, 2, 1024, {disk: Path(f"/mnt/instances/{name}/{disk}") for disk in disks}, attributes, Path("/mnt/images"))
+from tests.support.guests import CODE, UUID, config_drive, direct, guest, nvram
 
 
 def words(attributes: dict[str, str] | None = None, accelerator: str = "tcg", disks: tuple[str, ...] = ("vda",)) -> list[str]:
-    return command_line(guest(disks, **(attributes or {})), accelerator)
+    return command_line(plan_machine(guest(disks, **(attributes or {})), Surroundings(accelerator, Path("/run/agent"))))
 
 
 def values(found: list[str], option: str) -> list[str]:
@@ -27,7 +25,7 @@ def test_an_image_without_properties_gets_novas_defaults() -> None:
     found = words()
     assert found[0] == "qemu-system-x86_64"
     assert [values(found, option) for option in ("-name", "-uuid", "-machine", "-accel", "-cpu", "-smp", "-m")] == [
-        ["guest=web1"], [UUID], ["pc"], ["tcg"], ["max"], ["2"], ["1024"],
+        ["guest=web1"], [UUID], ["pc"], ["tcg"], ["max"], ["2,sockets=2,cores=1,threads=1"], ["1024"],
     ]  # fmt: skip
     assert values(found, "-drive") == ["file=/mnt/instances/web1/vda,format=raw,if=none,id=drive-vda,cache=none,aio=threads,werror=stop,rerror=stop"]
     assert values(found, "-serial") == ["mon:stdio"]
@@ -46,8 +44,8 @@ def test_a_network_card_keeps_its_address() -> None:
     """The same instance always has the same one, and another instance another one."""
     first = values(words(), "-device")[1]
     assert first == values(words(), "-device")[1]
-    other = Guest("web1", UUID.replace("9", "8"), 1, 1, {"vda": Path("/x")}, {}, Path("/i"))
-    assert first not in values(command_line(other, "tcg"), "-device")
+    other = dataclasses.replace(guest(), uuid=UUID.replace("9", "8"))
+    assert first not in values(command_line(plan_machine(other, Surroundings("tcg"))), "-device")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,7 @@ def test_an_iso_is_a_cdrom() -> None:
         ({"hw_virtio_packed_ring": "yes"}, "-device", "virtio-blk-pci,drive=drive-vda,id=vda,bootindex=1,packed=on"),
         ({"hw_video_model": "qxl"}, "-device", "qxl-vga"),
         ({"hw_watchdog_action": "reset"}, "-action", "watchdog=reset"),
-        ({"hw_pointer_model": "usbtablet"}, "-device", "usb-tablet,bus=input0.0"),
+        ({"hw_pointer_model": "usbtablet"}, "-device", "usb-tablet,bus=usb0.0"),
         ({"hw_boot_menu": "True"}, "-boot", "strict=on,menu=on"),
         ({"hw_time_hpet": "false"}, "-machine", "pc,hpet=off"),
         ({"hw_machine_type": "pc-q35-7.2"}, "-machine", "pc-q35-7.2"),
@@ -170,7 +168,7 @@ def test_impossible_combinations_are_refused() -> None:
 
 def test_commas_do_not_end_an_option() -> None:
     """A name with a comma stays one value."""
-    found = command_line(guest(name="a,readonly=on"), "tcg")
+    found = command_line(plan_machine(guest(name="a,readonly=on"), Surroundings("tcg")))
     assert values(found, "-name") == ["guest=a,,readonly=on"]
     assert values(found, "-drive")[0].startswith("file=/mnt/instances/a,,readonly=on/vda,format=raw,")
 
@@ -187,3 +185,117 @@ def test_commas_do_not_end_an_option() -> None:
 def test_kvm_is_used_where_it_is_not_nested(cpuinfo: str, usable: bool, accelerator: str) -> None:
     """KVM in a virtual machine has to be asked for."""
     assert choose_accelerator(cpuinfo, kvm_usable=usable) == accelerator
+
+
+def command(plain: Guest, surroundings: Surroundings | None = None) -> list[str]:
+    return command_line(plan_machine(plain, surroundings or Surroundings("tcg")))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "accelerator", "option", "expected"),
+    [
+        ({"os_type": "windows"}, "kvm", "-cpu", "host,hv_relaxed=on,hv_spinlocks=0x1fff,hv_vapic=on"),
+        ({"os_type": "windows", "img_hide_hypervisor_id": "yes"}, "kvm", "-cpu", "host,kvm=off,hv_relaxed=on"),
+        ({"hw_maxphysaddr_mode": "passthrough"}, "kvm", "-cpu", "host,host-phys-bits=on"),
+        ({"hw_maxphysaddr_mode": "emulate", "hw_maxphysaddr_bits": "42"}, "kvm", "-cpu", "host,phys-bits=42"),
+        ({"hw_cpu_cores": "2"}, "tcg", "-smp", "2,sockets=1,cores=2,threads=1"),
+        ({"hw_mem_page_size": "2048"}, "tcg", "-object", "memory-backend-memfd,id=ram0,size=1024M,hugetlb=on,hugetlbsize=2048K,prealloc=on"),
+        ({"hw_mem_page_size": "large"}, "tcg", "-machine", "pc,memory-backend=ram0"),
+        ({"hw_mem_page_size": "large"}, "tcg", "-object", "memory-backend-memfd,id=ram0,size=1024M,hugetlb=on,prealloc=on"),
+        ({"hw_mem_page_size": "any", "hw_locked_memory": "yes"}, "tcg", "-overcommit", "mem-lock=on"),
+        ({"hw_numa_nodes": "2"}, "tcg", "-numa", "node,nodeid=0,cpus=0,memdev=ram0"),
+        ({"hw_numa_nodes": "2"}, "tcg", "-object", "memory-backend-ram,id=ram1,size=512M"),
+        ({"hw_viommu_model": "intel", "hw_machine_type": "q35"}, "kvm", "-machine", "q35,kernel-irqchip=split"),
+        (
+            {"hw_viommu_model": "intel", "hw_machine_type": "q35"},
+            "kvm",
+            "-device",
+            "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on,aw-bits=48,eim=on",
+        ),
+        ({"hw_viommu_model": "auto", "hw_machine_type": "q35"}, "tcg", "-device", "virtio-iommu-pci"),
+        ({"hw_serial_port_count": "2"}, "tcg", "-serial", "pty"),
+        ({"hw_input_bus": "virtio"}, "tcg", "-device", "virtio-keyboard-pci"),
+        ({"hw_input_bus": "usb", "hw_usb_model": "nec-xhci"}, "tcg", "-device", "nec-usb-xhci,id=usb0"),
+        ({"hw_input_bus": "usb"}, "tcg", "-device", "usb-kbd,bus=usb0.0"),
+        ({"hw_sound_model": "ich6"}, "tcg", "-device", "hda-duplex,audiodev=sound0"),
+        ({"hw_sound_model": "pcspk"}, "tcg", "-machine", "pc,pcspk-audiodev=sound0"),
+        ({"hw_video_ram": "24"}, "tcg", "-device", "VGA,vgamem_mb=32"),
+        ({"hw_video_ram": "32", "hw_video_model": "qxl"}, "tcg", "-device", "qxl-vga,vgamem_mb=32,vram_size_mb=64"),
+        ({"hw_qemu_guest_agent": "yes"}, "tcg", "-chardev", "socket,id=agent0,path=/run/agent,server=on,wait=off"),
+        ({"hw_qemu_guest_agent": "yes"}, "tcg", "-device", "virtserialport,bus=serial0.0,chardev=agent0,name=org.qemu.guest_agent.0"),
+        (
+            {"hw_virtio_packed_ring": "1", "hw_disk_bus": "scsi", "hw_scsi_model": "virtio-scsi"},
+            "tcg",
+            "-device",
+            "virtio-scsi-pci,id=scsi0,packed=on",
+        ),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_more_properties_do_what_they_do_in_nova(attributes: dict[str, str], accelerator: str, option: str, expected: str) -> None:
+    """One property, one option."""
+    assert any(value.startswith(expected) for value in values(words(attributes, accelerator), option))
+
+
+def test_an_iommu_comes_before_all_other_devices() -> None:
+    """QEMU puts only those behind it that come later."""
+    assert values(words({"hw_viommu_model": "intel", "hw_machine_type": "q35", "hw_disk_bus": "scsi"}), "-device")[0].startswith("intel-iommu,")
+
+
+def test_uefi_is_two_flash_devices() -> None:
+    """Code that nobody writes, and the instance's variables."""
+    drives = values(command(nvram(guest(hw_firmware_type="uefi"))), "-drive")
+    assert drives[:2] == [f"file={CODE},format=raw,if=pflash,unit=0,readonly=on", "file=/mnt/instances/web1/nvram.fd,format=raw,if=pflash,unit=1"]
+    secure = command(nvram(guest(hw_firmware_type="uefi"), secure_boot=True))
+    assert values(secure, "-machine") == ["q35,smm=on"]
+    assert values(secure, "-global") == ["driver=cfi.pflash01,property=secure,value=on"]
+    stateless = command(nvram(guest(hw_firmware_type="uefi", hw_firmware_stateless="1")))
+    assert [drive for drive in values(stateless, "-drive") if "pflash" in drive] == drives[:1]
+
+
+def test_a_direct_disk_is_a_qcow2_whose_backing_file_is_named() -> None:
+    """Neither its own nor its backing file's format is looked at."""
+    assert values(command(direct(guest())), "-drive") == [
+        "file=/state/direct/u/vda.qcow2,format=qcow2,if=none,id=drive-vda,cache=none,aio=threads,werror=stop,rerror=stop,"
+        "backing.driver=raw,backing.file.driver=file,backing.file.filename=/mnt/raw/an-image,discard=unmap"
+    ]
+
+
+def test_a_config_drive_is_a_cdrom_that_is_not_booted() -> None:
+    """Or a disk, as user.config_drive says."""
+    assert values(command(config_drive(guest())), "-device")[1] == "ide-cd,bus=ide.0,unit=0,drive=drive-vdz,id=vdz"
+    disk = command(config_drive(guest(), "disk"))
+    assert values(disk, "-device")[1] == "virtio-blk-pci,drive=drive-vdz,id=vdz"
+    assert values(disk, "-drive")[1].endswith(",readonly=on")
+
+
+def test_a_control_socket() -> None:
+    """It waits for nobody."""
+    assert values(command(guest(), Surroundings("tcg", qmp_socket=Path("/run/a,b"))), "-qmp") == ["unix:/run/a,,b,server=on,wait=off"]
+
+
+def test_an_agent_needs_a_place_for_its_socket() -> None:
+    """The line says how to name one; paths that no socket can have are refused."""
+    with pytest.raises(InvalidInput, match="--agent-socket PATH"):
+        command(guest(hw_qemu_guest_agent="yes"))
+    with pytest.raises(InvalidInput, match="at most 107 bytes"):
+        command(guest(hw_qemu_guest_agent="yes"), Surroundings("tcg", Path("/" + "x" * 107)))
+    assert command(guest(hw_qemu_guest_agent="yes"), Surroundings("tcg", Path("/" + "x" * 106)))
+
+
+def test_a_tpm_needs_a_place_for_its_state() -> None:
+    """Without one it is refused; with one the emulator's command goes before QEMU's."""
+    plain = guest(hw_tpm_version="2.0", hw_tpm_model="tpm-crb")
+    with pytest.raises(Unsupported, match="--tpm-state"):
+        command(plain)
+    machine = plan_machine(plain, Surroundings("tcg", tpm_state=Path("/tpm")))
+    assert machine.tpm is not None
+    assert tpm_command(machine.tpm) == [
+        "swtpm", "socket", "--tpm2", "--tpmstate", "dir=/tpm", "--ctrl", "type=unixio,path=/tpm/socket", "--terminate", "--daemon",
+    ]  # fmt: skip
+    found = command_line(machine)
+    assert values(found, "-tpmdev") == ["emulator,id=tpm0,chardev=tpm0-socket"]
+    assert values(found, "-chardev") == ["socket,id=tpm0-socket,path=/tpm/socket"]
+    assert values(found, "-device")[-1] == "tpm-crb,tpmdev=tpm0"
+    with pytest.raises(InvalidInput, match="comma"):
+        command(plain, Surroundings("tcg", tpm_state=Path("/a,b")))
