@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from imagefs.errors import InvalidInput, StateDamaged
-from imagefs.sealed import seal, unseal
+from imagefs.sealed import seal, unseal, version_of
 from imagefs.units import BLOCK, MIB, TIB, align_up
 
 BASE: Final = 0
@@ -56,6 +56,9 @@ _LIVE_MAGIC: Final = b"IMFSOVLV"
 _MAP_VERSION: Final = 2
 _LIVE_VERSION: Final = 1
 _MAP_HEADER: Final = struct.Struct("<QI16sHH")
+_FIRST_MAP_VERSION: Final = 1
+_FIRST_MAP_HEADER: Final = struct.Struct("<QI16sH")
+"""The form before there were encrypted disks, without flags: still read, and written anew as the present one when the disk grows."""
 _ENCRYPTED: Final = 1
 """The one flag that a header may have."""
 _LIVE_HEADER: Final = struct.Struct("<Q16s16s")
@@ -157,11 +160,14 @@ def encode_map_header(header: MapHeader) -> bytes:
 
 def decode_map_header(page: bytes, origin: str) -> MapHeader:
     """Return what the first page of a durable map says. Raises StateDamaged, naming `origin`, if it cannot be right."""
-    payload = unseal(_MAP_MAGIC, _MAP_VERSION, page, origin)
-    if len(payload) < _MAP_HEADER.size:
+    first = version_of(page) == _FIRST_MAP_VERSION
+    form = _FIRST_MAP_HEADER if first else _MAP_HEADER
+    payload = unseal(_MAP_MAGIC, _FIRST_MAP_VERSION if first else _MAP_VERSION, page, origin)
+    if len(payload) < form.size:
         raise StateDamaged(f"{origin}: the header is cut short")
-    size, block, disk_uuid, flags, length = _MAP_HEADER.unpack_from(payload)
-    identity = payload[_MAP_HEADER.size :]
+    size, block, disk_uuid, *flag_field, length = form.unpack_from(payload)
+    flags = flag_field[0] if flag_field else 0
+    identity = payload[form.size :]
     if not 0 < size <= MAX_SIZE or block != BLOCK or flags & ~_ENCRYPTED or length != len(identity):
         raise StateDamaged(f"{origin}: the header cannot be right: {size} bytes in blocks of {block}, flags {flags:#x}")
     try:

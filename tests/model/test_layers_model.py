@@ -349,7 +349,7 @@ class LayersMachine(DiskMachine):
                     break
 
 
-LayersMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+LayersMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 class TestLayers(LayersMachine.TestCase):  # type: ignore[misc, valid-type]  # hypothesis makes the class at run time

@@ -1,6 +1,7 @@
 """The form of the maps: packing, pages and headers."""
 
 import random
+import struct
 import uuid
 
 import pytest
@@ -125,6 +126,15 @@ def test_header_that_cannot_be_right_is_refused(payload: bytes) -> None:
     """A header whose seal is whole, but whose fields cannot be, is refused."""
     with pytest.raises(StateDamaged, match=r"vda\.map"):
         block_map.decode_map_header(seal(b"IMFSOVMP", 2, payload), "vda.map")
+
+
+def test_header_of_the_first_version_is_read() -> None:
+    """A header from before there were encrypted disks says the same as it did, and that the disk is not encrypted."""
+    payload = struct.pack("<QI16sH", GIB, BLOCK, DISK.bytes, 7) + b"image@1"
+    found = block_map.decode_map_header(seal(b"IMFSOVMP", 1, payload).ljust(4096, b"\0"), "vda.map")
+    assert found == MapHeader(GIB, DISK, "image@1", encrypted=False)
+    with pytest.raises(StateDamaged, match="cut short"):
+        block_map.decode_map_header(seal(b"IMFSOVMP", 1, payload[:20]), "vda.map")
 
 
 def test_live_header_of_another_length_is_refused() -> None:
