@@ -13,8 +13,11 @@ from typing import Final
 from imagefs.errors import ImagefsError, InvalidInput, NoSpace
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ENVIRONMENT: Final[Mapping[str, str]] = {"PATH": PATH, "LC_ALL": "C"}
-"""What a child's environment is, all of it: nothing of the daemon's, where credentials may be, is passed on."""
+ENVIRONMENT: Final[Mapping[str, str]] = {"PATH": PATH, "LC_ALL": "C", "MALLOC_ARENA_MAX": "1"}
+"""What a child's environment is, all of it: nothing of the daemon's, where credentials may be, is passed on.
+
+glibc reserves 64 MiB of address space for each of 8 arenas a CPU; under a limit of it, QEMU's threads would find no room and abort.
+"""
 _FULL: Final = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 
 

@@ -7,8 +7,10 @@ import os
 import pwd
 import resource
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -42,6 +44,10 @@ from imagefs.threads import Lane, run
 from imagefs.volumes.registry import Volumes
 
 log = logging.getLogger(__name__)
+
+ENDING_SECONDS: Final = 15.0
+"""How long the end of a daemon may take once its disks are flushed. A store that hangs can hold an upload for many minutes, and the next
+daemon goes on with it as after a crash."""
 
 
 def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
@@ -99,8 +105,12 @@ class _Daemon:
             cache = CacheRoot(state.cache, budget, Memory(config.cache.memory))
             await cache.start()
             parts.callback(cache.close)
+            hurry = threading.Timer(ENDING_SECONDS, _end_at_once)
+            hurry.daemon = True
+            parts.callback(hurry.cancel)
             nursery = await parts.enter_async_context(trio.open_nursery())
             parts.callback(nursery.cancel_scope.cancel)
+            parts.callback(hurry.start)
             library = Library(self._store, cache, nursery, RetryPolicy())
             catalog.watchers.append(library.forget)
             sights = Sights(catalog, self._identities, self._access, self._admitted())
@@ -198,6 +208,12 @@ class _Daemon:
             }
 
         return gauges
+
+
+def _end_at_once() -> None:
+    """End the process, with threads that cannot be ended."""
+    log.warning("ending although the store has not answered yet: what is being stored is stored anew after the next mount")
+    os._exit(0)
 
 
 async def _shielded(work: Callable[[], Awaitable[None]]) -> None:

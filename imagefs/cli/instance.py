@@ -11,7 +11,7 @@ import click
 from imagefs.cli.errors import report
 from imagefs.cli.instance_guest import instance_directory, missing, read_disks, read_progress, volume_name
 from imagefs.cli.invocation import Invocation, pass_invocation
-from imagefs.cli.mountpoint import explained, find_mount, names_in, read_attribute, read_attributes
+from imagefs.cli.mountpoint import explained, find_mount, names_in, read_attribute, read_attributes, read_reason
 from imagefs.cli.output import Shape, check_columns, output_options, print_list, print_object
 from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound
 
@@ -159,7 +159,7 @@ def remove_instance(mount: Path, name: str) -> None:
     except NotFound:
         raise missing(what) from None
     except Busy as error:
-        raise Busy(f"{what}: it is in use: stop the guest first") from error
+        raise Busy(f"{what}: {read_reason(directory) or 'it is in use: stop the guest first'}") from error
 
 
 def read_instance(mount: Path, name: str) -> dict[str, object]:

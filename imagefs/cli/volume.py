@@ -156,7 +156,7 @@ def attach_volume(mount: Path, instance: str, volume: str, device: str | None) -
         if not directory.is_dir():
             raise missing(what)
         if not (directory / target).exists():
-            raise _no_volume(what)
+            raise NotFound(f"{what}: there is no such block device") if target == volume else _no_volume(what)
         for name in (device,) if device is not None else DEVICES:
             try:
                 (directory / name).symlink_to(target)

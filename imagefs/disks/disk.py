@@ -280,7 +280,4 @@ class Disk:
 
 def _pair(layers: list[OverlayDisk]) -> MergingDisk:
     """Return the two uppermost layers as one that moves the upper into the lower; the lower takes writes from now on."""
-    upper, lower = layers[-1], layers[-2]
-    upper.freeze()
-    lower.thaw()
-    return MergingDisk(upper, lower)
+    return MergingDisk(layers[-1], layers[-2])

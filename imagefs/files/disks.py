@@ -38,7 +38,11 @@ class DiskFile(Node):
         self.check(caller, wanted)
         if flags & os.O_TRUNC:
             raise NotPermitted(f"{self!r} cannot be truncated")
-        await self.disk.hold()
+        try:
+            await self.disk.hold()
+        except ImagefsError as error:
+            self.disk.holder.error = f"{self.disk.record.name} cannot be opened: {error}"
+            raise
         return OpenMode(keep_pages=True)
 
     async def close(self) -> None:

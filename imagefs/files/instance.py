@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from imagefs.errors import ImagefsError, ImageRefused, InvalidInput, NoAttribute, NotFound, NotPermitted
+import msgspec
+
+from imagefs.errors import Denied, ImagefsError, ImageRefused, InvalidInput, NoAttribute, NotFound, NotPermitted
 from imagefs.files.disks import DiskFile, check_change
-from imagefs.files.node import Attributes, Changes, Children, Node, directory_attributes
+from imagefs.files.node import REASON_LIMIT, Attributes, Changes, Children, Failures, Node, directory_attributes
 from imagefs.files.symlink import SymlinkNode
 from imagefs.flavors import Flavor, visible
 from imagefs.identity.caller import Caller
 from imagefs.instances.attachments import Attachments
-from imagefs.instances.choices import CHOICES, shown_choices
+from imagefs.instances.choices import CHOICES, SECRET_CHOICES, shown_choices
 from imagefs.instances.instance import Instance
 from imagefs.instances.record import InstanceRecord
 from imagefs.instances.registry import Instances
@@ -27,6 +29,7 @@ from imagefs.instances.snapshot_request import parse_request
 from imagefs.instances.snapshots import Snapshots, shown
 from imagefs.properties.change import Mode
 from imagefs.properties.creation import check_create
+from imagefs.properties.view import XATTR_VALUE_LIMIT
 from imagefs.sight import Sights
 from imagefs.volumes.registry import Volumes
 
@@ -62,6 +65,7 @@ class InstanceDirectory(Node):
         self.instance = instance
         self._parts = parts
         self._volume_file = volume_file
+        self._failures = Failures()
         self._nodes: dict[str, Node] = {}
 
     # -- what is in it --------------------------------------------------------------------------
@@ -131,8 +135,9 @@ class InstanceDirectory(Node):
         try:
             await self._parts.instances.attach(self.instance, name, self._attachable(caller, target))
         except ImagefsError as error:
-            self.instance.error = str(error)
+            self._failures.note(caller, error)
             raise
+        self._failures.clear(caller)
         return self.node(name)
 
     def _attachable(self, caller: Caller, target: str) -> str:
@@ -168,9 +173,10 @@ class InstanceDirectory(Node):
     # -- attributes -----------------------------------------------------------------------------
 
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
-        """As Node says; for those who may read the directory."""
+        """As Node says; for those who may read the directory. What is for the guest's eyes only is for its owner's, as the config drive is."""
         self.check(caller, os.R_OK)
         record, instance = self.instance.record, self.instance
+        error = self._failures.of(caller) or instance.error
         texts = {
             "status": instance.status,
             "instance_uuid": record.uuid,
@@ -179,18 +185,27 @@ class InstanceDirectory(Node):
             "image_id": record.image.id if record.image is not None else None,
             "firmware_code": record.firmware.code if record.firmware is not None else None,
             "secure_boot": str(record.firmware.secure_boot).lower() if record.firmware is not None else None,
-            "imagefs.error": instance.error,
+            "imagefs.error": error[:REASON_LIMIT] if error is not None else None,
         }
         found = {f"user.{name}": value.encode("utf-8", "replace") for name, value in texts.items() if value is not None}
-        found |= {f"user.{name}": value for name, value in shown_choices(record).items()}
+        owns = caller.uid in (0, record.uid)
+        found |= {f"user.{name}": value for name, value in shown_choices(record).items() if owns or name not in SECRET_CHOICES}
         if record.image is not None:
             found["user.imagefs.disks"] = json.dumps(self._disks()).encode()
-            found["user.imagefs.image_properties"] = json.dumps(image_properties(record)).encode()
+            found["user.imagefs.image_properties"] = fitting(image_properties(self._readable(caller)))
         if record.flavor is not None:
             found["user.imagefs.flavor"] = json.dumps(record.flavor.shown()).encode()
         if record.snapshot is not None:
             found[SNAPSHOT] = shown(record.snapshot, instance.progress)
         return found
+
+    def _readable(self, caller: Caller) -> InstanceRecord:
+        """Return the record with those of the image's properties that the caller may read: another may have made the instance."""
+        record, sight = self.instance.record, self._parts.sights.of(caller)
+        if record.image is None:
+            return record
+        properties = {name: value for name, value in record.image.properties.items() if sight.access.may("read", name, sight.identity)}
+        return msgspec.structs.replace(record, image=msgspec.structs.replace(record.image, properties=properties))
 
     def _disks(self) -> list[dict[str, str | int | None]]:
         """Return what user.imagefs.disks says, in the order in which the guest sees the disks."""
@@ -215,10 +230,11 @@ class InstanceDirectory(Node):
         try:
             await self._set(caller, name.removeprefix("user."), value)
         except ImagefsError as error:
-            self.instance.error = str(error)
+            self._failures.note(caller, error)
             if isinstance(error, NotFound | ImageRefused):
                 raise InvalidInput(str(error)) from error
             raise
+        self._failures.clear(caller)
 
     async def _set(self, caller: Caller, name: str, value: bytes) -> None:
         if name == SNAPSHOT.removeprefix("user."):
@@ -255,14 +271,25 @@ class InstanceDirectory(Node):
     async def _snapshot(self, caller: Caller, value: bytes) -> None:
         sight = self._parts.sights.of(caller)
         request = parse_request(value)
-        record = self.instance.record
+        record = self._readable(caller)
         if record.image is None:
             raise InvalidInput(f"{self.instance.label} has no disks yet: set its user.image first")
+        self._check_may_read(caller)
         root = self.instance.disks["vda"].size if "vda" in self.instance.disks else record.direct_size
         image = snapshot_record(request, record, root, sight.identity)
         check_create(sight.identity, sight.access, image)
         await self._parts.snapshots.begin(self.instance, request, image, caller)
         self.instance.error = None
+
+    def _check_may_read(self, caller: Caller) -> None:
+        """Raise Denied unless the caller may read vda: writing to the directory is not enough to get what is in its disks.
+
+        The owner may also while the disk is lent to the user that its guest runs as.
+        """
+        if caller.uid not in (0, self.instance.record.uid):
+            if self.instance.record.direct is not None:
+                raise Denied(f"uid {caller.uid} may not take a snapshot of {self.instance.label}: only its owner may, whose the disk is")
+            self.node("vda").check(caller, os.R_OK)
 
     async def remove_xattr(self, caller: Caller, name: str) -> None:
         """Refuse."""
@@ -286,6 +313,18 @@ def image_properties(record: InstanceRecord) -> dict[str, str]:
         return {}
     core = {"disk_format": image.disk_format, "min_ram": str(image.min_ram)}
     return image.properties | {name: value for name, value in core.items() if value is not None}
+
+
+def fitting(properties: Mapping[str, str]) -> bytes:
+    """Return properties as a JSON object; of more than fits an attribute the longest are left out, which mean nothing to a virtual machine."""
+    shown: dict[str, str] = {}
+    room = XATTR_VALUE_LIMIT
+    for name, value in sorted(properties.items(), key=lambda pair: len(pair[0]) + len(pair[1])):
+        room -= len(json.dumps({name: value}))
+        if room < 0:
+            break
+        shown[name] = value
+    return json.dumps(shown).encode()
 
 
 def _entry(

@@ -149,7 +149,7 @@ class DirectCapture:
                 await self._running.completed(note)
             else:
                 await self._convert()
-            self._size = await run(Lane.DISK, direct.inspect_target, self._target, self._disk_format)
+            self._size = await run(Lane.DISK, direct.inspect_target, self._target, self._disk_format, self._record.direct_size)
         return self._size
 
     async def _convert(self) -> None:

@@ -62,6 +62,8 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "config_drive": _one_of("config_drive", CONFIG_DRIVES),
 }
 CHOICES: Final = frozenset(_READERS) | {"user_data"}
+SECRET_CHOICES: Final = frozenset({"user_data", "meta_data"})
+"""What goes onto the config drive, which only its owner can read: there may be passwords in it."""
 
 
 def shown_choices(record: InstanceRecord) -> dict[str, bytes]:

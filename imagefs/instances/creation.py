@@ -13,7 +13,7 @@ from imagefs.catalog import CatalogImage
 from imagefs.config import InstancesConfig
 from imagefs.disks.record import DISK_MODE, DiskRecord, first_stem
 from imagefs.disks.steps import remove_strays
-from imagefs.errors import Busy, InvalidInput
+from imagefs.errors import Busy, InvalidInput, StateDamaged
 from imagefs.instances import direct
 from imagefs.instances.config_drive import make_config_drive, parse_meta_data
 from imagefs.instances.ephemeral import Filesystem, extents_of, make_filesystem
@@ -21,7 +21,7 @@ from imagefs.instances.firmware import choose_firmware, load_variables
 from imagefs.instances.fit import plan_disks, root_size
 from imagefs.instances.record import RECORD, BaseImage, Firmware, InstanceRecord
 from imagefs.overlay.disk import OverlayDisk
-from imagefs.overlay.key import NodeKey
+from imagefs.overlay.key import KEY_SUFFIX, NodeKey
 from imagefs.statedir import StateDirectory
 from imagefs.threads import Lane, run
 
@@ -45,9 +45,15 @@ class Creation:
         self._node_key: NodeKey | None = None
 
     def node_key(self) -> NodeKey:
-        """Return the key that seals the keys of encrypted disks; made when it is first needed. Blocks. Raises StateDamaged, OSError."""
+        """Return the key that seals the keys of encrypted disks; made when it is first needed. Blocks.
+
+        Raises StateDamaged, also if it is gone while there are disks that need it: disks made with another one would be lost with its return.
+        """
         if self._node_key is None:
-            self._node_key = NodeKey.load(self._config.node_key or self._state.path / "node.key")
+            path = self._config.node_key or self._state.path / "node.key"
+            if not path.exists() and any(self._state.instances.glob(f"*/*{KEY_SUFFIX}")):
+                raise StateDamaged(f"the node key {path} is gone, and there are encrypted disks: put it back, or delete their instances")
+            self._node_key = NodeKey.load(path)
         return self._node_key
 
     async def make(self, directory: Path, record: InstanceRecord, image: CatalogImage) -> InstanceRecord:
@@ -164,7 +170,10 @@ class Creation:
             log.error("a deleted disk could not be removed; the next mount tries again path=%s error=%s", record.direct, error)
 
     def purge_direct(self, alive: Container[str]) -> None:
-        """Remove the direct disks of all instances that are not `alive`, by UUID. Blocks; what cannot be removed is logged."""
+        """Remove the direct disks of all instances that are not `alive`, by UUID; without any, nobody else gets into the state directory.
+
+        Blocks; what cannot be removed is logged.
+        """
         if not self._state.direct.is_dir():
             return
         for path in self._state.direct.iterdir():
@@ -173,6 +182,9 @@ class Creation:
                     direct.delete(self._state.direct, path.name)
                 except OSError as error:
                     log.error("a deleted disk could not be removed; the next mount tries again path=%s error=%s", path, error)
+        with contextlib.suppress(OSError):  # there is one left
+            self._state.direct.rmdir()
+            self._state.path.chmod(0o700)
 
 
 def _fill(directory: Path, disk: DiskRecord, pieces: Pieces, node_key: NodeKey | None) -> None:

@@ -136,10 +136,10 @@ def remove_target(target: Path) -> None:
     delete(target.parent.parent, target.parent.name)
 
 
-def inspect_target(target: Path, disk_format: DiskFormat) -> int:
-    """Take a copy that is complete from its owner and return its size in bytes as a file.
+def inspect_target(target: Path, disk_format: DiskFormat, disk_size: int) -> int:
+    """Take a copy of a disk of `disk_size` bytes that is complete from its owner and return its size in bytes as a file.
 
-    Raises ImageRefused, Busy if somebody has it open, OSError.
+    Raises ImageRefused, also for a copy that is longer than any of that disk, Busy if somebody has it open, OSError.
     """
     with _disk(target) as descriptor:
         os.fchown(descriptor, os.geteuid(), os.getegid())
@@ -147,9 +147,15 @@ def inspect_target(target: Path, disk_format: DiskFormat) -> int:
         if _is_shared(descriptor):
             raise Busy(f"the copy {target} is still open somewhere, and could change while it is stored: end the process that has it")
         size = os.fstat(descriptor).st_size
-        if disk_format == "qcow2":
-            parse_header(os.pread(descriptor, HEADER_BYTES, 0), size, str(target))
+        shown = parse_header(os.pread(descriptor, HEADER_BYTES, 0), size, str(target)).size if disk_format == "qcow2" else size
+        if shown != disk_size or size > _copy_limit(disk_size):
+            raise ImageRefused(f"the copy {target} has {size} bytes and shows {shown}: it is not one of a disk of {disk_size} bytes")
         return size
+
+
+def _copy_limit(size: int) -> int:
+    """Return the bytes that a copy of a disk can have as a file: with qcow2's tables, and clusters that do not get smaller."""
+    return size + size // 8 + GIB
 
 
 def open_target(target: Path) -> BinaryIO:
@@ -214,7 +220,7 @@ def _convert_command(source: int, written: int, backing: Path, disk_format: Disk
     name = str(backing).replace(",", ",,")
     seconds = CPU_LIMIT * (1 + size // GIB)
     return [
-        *("prlimit", f"--as={MEMORY_LIMIT}", f"--cpu={seconds}", f"--fsize={size + size // 8 + GIB}", "--core=0"),
+        *("prlimit", f"--as={MEMORY_LIMIT}", f"--cpu={seconds}", f"--fsize={_copy_limit(size)}", "--core=0"),
         *("qemu-img", "convert", "-q", "-n", "--target-is-zero", *(("-c",) if disk_format == "qcow2" else ())),
         "--image-opts",
         f"driver=qcow2,file.driver=file,file.filename=/proc/self/fd/{source},backing.driver=raw,backing.file.driver=file,backing.file.filename={name}",

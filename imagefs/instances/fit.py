@@ -76,4 +76,6 @@ def plan_disks(
         disks.append(disk(CONFIG_DRIVE, config_size, "config", 0o400))
     if nvram_size:
         disks.append(disk(NVRAM, nvram_size, "nvram"))
+    if taken := [disk.name for disk in disks if disk.name in record.volumes]:
+        raise InvalidInput(f"{taken[0]} is the name of one of the instance's own disks, and a volume is attached as {taken[0]}: detach that first")
     return tuple(disks)

@@ -266,12 +266,12 @@ class Instances:
             raise Busy(f"cannot {what}: {instance.label} is in use ({', '.join(names)} is open): stop the guest first")
 
     async def close(self) -> None:
-        """Flush and close all disks."""
+        """Flush all disks, and close those that no job holds, which closes its own when it is cancelled."""
         for instance in self.by_name.values():
             for disk in instance.disks.values():
                 disk.opens = 0
                 try:
-                    await disk.let_go()
+                    await (disk.flush() if disk.jobs else disk.let_go())
                 except Exception as error:  # whatever it is, the other disks are flushed too
                     log.error("a disk could not be flushed instance=%s disk=%s error=%s", instance.record.name, disk.record.name, error)
 

@@ -4,9 +4,12 @@ A snapshot goes on when the daemon was ended in the middle: what it shows is fro
 then is removed and stored anew. Guests wait for none of this.
 """
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import logging
+import math
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterable
@@ -19,7 +22,7 @@ import trio
 from imagefs.catalog import Catalog
 from imagefs.disks.disk import Disk
 from imagefs.disks.record import DiskRecord
-from imagefs.errors import Busy, ImagefsError, InvalidInput, NotFound, NotPermitted, StoreError, StoreRefused
+from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound, NotPermitted, StoreError, StoreRefused
 from imagefs.identity.caller import Caller
 from imagefs.instances.capture import Capture, DirectCapture, LayerCapture
 from imagefs.instances.instance import Instance, with_disk
@@ -38,6 +41,13 @@ RETRY_SECONDS: Final = (2.0, 10.0, 30.0, 60.0)
 MERGE_RETRY_SECONDS: Final = 30.0
 FREEZE_SECONDS: Final = 10.0
 """How long the guest's agent may take to freeze its filesystems."""
+REQUEST_SECONDS: Final = 20.0
+"""How long a request may wait for the processes behind the caller's sockets. The kernel does nothing else with the instance meanwhile, and who
+then removes it makes it hold up instances/ as a whole."""
+REQUESTS: Final = 32
+"""Requests of one user but root that wait so at once: the mount answers a limited number at a time."""
+COPIES: Final = 4
+"""Direct disks of one user that are copied at once."""
 
 
 class _Ending(Exception):
@@ -51,6 +61,13 @@ class _Job:
     scope: trio.CancelScope = dataclasses.field(default_factory=trio.CancelScope)
     ended: trio.Event = dataclasses.field(default_factory=trio.Event)
     capturing: bool = False
+    uid: int = 0
+    """Who asked for what is being captured."""
+    merging: bool = False
+    """Whether a merge was broken off for it."""
+    taken: trio.Event = dataclasses.field(default_factory=trio.Event)
+    """Set when capturing has ended, with `error` if it has failed."""
+    error: Exception | None = None
 
 
 class Snapshots:
@@ -62,6 +79,7 @@ class Snapshots:
         self._catalog = catalog
         self._nursery = nursery
         self._jobs: dict[str, _Job] = {}
+        self._copying: dict[int, trio.CapacityLimiter] = collections.defaultdict(lambda: trio.CapacityLimiter(COPIES))
         self._ending = threading.Event()
 
     def end(self) -> None:
@@ -79,23 +97,45 @@ class Snapshots:
         """Take a snapshot of the root disk as it is at one moment of this call, and go on storing it as `image` in the background.
 
         Whether the caller may is for the caller of this to know. Raises InvalidInput without disks, Busy while another one is stored,
-        NotPermitted for an encrypted disk unless the request allows it, NoSpace, and Unsupported or Busy for a direct disk that is in use
-        without a QMP socket; nothing is changed then.
+        NotPermitted for an encrypted disk unless the request allows it, NoSpace, Busy for a direct disk that is in use without a QMP socket,
+        ImagefsError if the sockets of the request do not answer in time; nothing is changed then.
         """
         self._check(instance, request)
+        if caller.uid and sum(job.capturing and job.uid == caller.uid for job in self._jobs.values()) >= REQUESTS:
+            raise Busy(f"user {caller.uid} has {REQUESTS} requests for snapshots that wait for guests: try again when one of them has ended")
         merging = await self._pause(instance)
-        job = self._jobs[instance.record.uuid] = _Job(capturing=True)  # from here on no other one begins
+        job = self._jobs[instance.record.uuid] = _Job(capturing=True, uid=caller.uid, merging=merging)  # from here on no other one begins
+        self._nursery.start_soon(self._take, instance, request, image, caller, job)
+        in_time = False
+        with trio.move_on_after(REQUEST_SECONDS if request.qmp or request.agent else math.inf):
+            await job.taken.wait()
+            in_time = True
+        if not in_time:  # letting go of the guest goes on, and no other request begins before that has ended
+            job.scope.cancel()
+            raise ImagefsError(f"the guest of {instance.label} did not answer within {REQUEST_SECONDS:.0f} s: look whether it hangs")
+        if job.error is not None:
+            raise job.error
+
+    async def _take(self, instance: Instance, request: SnapshotRequest, image: ImageRecord, caller: Caller, job: _Job) -> None:
+        """Capture what the request asks for, then store it."""
+        capture: Capture | None = None
+        job.error = ImagefsError(f"imagefs was ended before the snapshot of {instance.label} was taken")
         try:
-            async with self._quiesced(request, caller):
-                capture = await self._capture(instance, request, image, caller)
-        except BaseException:
+            with job.scope:
+                async with self._quiesced(request, caller):
+                    capture = await self._capture(instance, request, image, caller)
+        except Exception as error:  # whatever it is, it is for who asked
+            job.error = error
+        finally:
+            if capture is not None:
+                job.error = None
             del self._jobs[instance.record.uuid]
+            job.taken.set()
             job.ended.set()
-            if merging:
-                self._start(instance, None)
-            raise
-        job.capturing = False
-        self._nursery.start_soon(self._run, instance, capture, job)
+        if capture is not None:
+            self._start(instance, capture)
+        elif job.merging:
+            self._start(instance, None)
 
     def _check(self, instance: Instance, request: SnapshotRequest) -> None:
         if not instance.made:
@@ -126,8 +166,13 @@ class Snapshots:
         root = instance.disks.get("vda")
         if root is None:
             capture = await DirectCapture.begin(instance, request, caller)
-            async with instance.lock:
-                await instance.write(msgspec.structs.replace(instance.record, snapshot=SnapshotState(request, image)))
+            try:
+                async with instance.lock:
+                    await instance.write(msgspec.structs.replace(instance.record, snapshot=SnapshotState(request, image)))
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await capture.close()
+                raise
             return capture
         await root.take()
         try:
@@ -200,15 +245,23 @@ class Snapshots:
             return None
         root = instance.disks.get("vda")
         if root is None or not state.durable or not 0 < state.frozen < len(root.record.stems):
-            reason = "imagefs was ended before what the snapshot shows was on the host's disk: take it again"
-            await self._give_up(instance, reason)
+            await self._abandon(instance, "imagefs was ended before what the snapshot shows was on the host's disk: take it again")
             return None
         try:
             await root.take()
         except (ImagefsError, OSError) as error:
-            await self._give_up(instance, f"the disk cannot be opened: {error}")
+            await self._abandon(instance, f"the disk cannot be opened: {error}")
             return None
         return LayerCapture(root, root.view(state.frozen), state.request.disk_format)
+
+    async def _abandon(self, instance: Instance, reason: str) -> None:
+        """Give up what an earlier daemon had begun to store, unless it was stored as a whole; what the store has of it is removed."""
+        try:
+            if await self._is_stored(instance):
+                return
+        except (ImagefsError, OSError) as error:
+            reason = f"{reason} (see whether the store has an unfinished image {self._state(instance).image.id}, and delete it: {error})"
+        await self._give_up(instance, reason)
 
     async def _merge(self, root: Disk) -> None:
         """Merge all layers into the first; what keeps it from that is tried again, for the layers are as good."""
@@ -233,10 +286,15 @@ class Snapshots:
             if capture.outlasts and not self._state(instance).durable:
                 await capture.flush()
                 await self._keep(instance, durable=True)
+            if not capture.outlasts:
+                # It waits for processes of the owner's, which may never end: not in one of the few threads that everybody's images need.
+                async with self._copying[instance.record.uid]:
+                    await capture.fill(functools.partial(self._note, instance))
             await self._try_to_store(instance, capture)
         except (ImagefsError, OSError) as error:
             log.error("a snapshot cannot be stored instance=%s image=%s error=%s", instance.record.name, self._state(instance).image.id, error)
-            await capture.close()  # which gives back room that the record may need
+            with trio.CancelScope(shield=True):
+                await capture.close()  # which gives back room that the record may need
             await self._give_up(instance, str(error))
 
     async def _give_up(self, instance: Instance, reason: str) -> None:
@@ -252,7 +310,7 @@ class Snapshots:
         for pause in (*RETRY_SECONDS, None):
             try:
                 if not await self._is_stored(instance):
-                    await self._upload(instance, capture)
+                    await self._upload_anew(instance, capture)
             except StoreRefused:
                 raise
             except StoreError as error:
@@ -276,16 +334,25 @@ class Snapshots:
             return True
         await run(Lane.UPLOAD, self._store.delete, image_id)
         await self._reread(image_id)
-        # A store may never give out an id again.
-        await self._keep(instance, image=msgspec.structs.replace(self._state(instance).image, id=str(uuid.uuid4())))
+        await self._rename(instance)
         return False
+
+    async def _rename(self, instance: Instance) -> None:
+        """Choose another id: a store may never give out one again."""
+        await self._keep(instance, image=msgspec.structs.replace(self._state(instance).image, id=str(uuid.uuid4())))
+
+    async def _upload_anew(self, instance: Instance, capture: Capture) -> None:
+        try:
+            await self._upload(instance, capture)
+        except AlreadyExists:  # an earlier attempt had the id, and has removed what it had stored
+            await self._rename(instance)
+            await self._upload(instance, capture)
 
     async def _upload(self, instance: Instance, capture: Capture) -> None:
         image = self._state(instance).image
         token = trio.lowlevel.current_trio_token()
 
-        def note(done: int, total: int) -> None:
-            instance.progress = (done, total)
+        note = functools.partial(self._note, instance)
 
         async def fill() -> tuple[BinaryIO, int]:
             await self._reread(image.id)  # it is queued by now
@@ -313,6 +380,9 @@ class Snapshots:
             await self._reread(image.id)  # it is gone again
             raise
         await self._finished(instance, stored.record)
+
+    def _note(self, instance: Instance, done: int, total: int) -> None:
+        instance.progress = (done, total)
 
     async def _reread(self, image_id: str) -> None:
         with contextlib.suppress(StoreError, ImagefsError):  # the next look finds it

@@ -49,13 +49,18 @@ class NodeKey:
     def load(path: Path) -> "NodeKey":
         """Return the key in the file at `path`; makes one, mode 0600 and durable, if there is no file. Two that make it at once get the same.
 
-        Raises StateDamaged if the file is no node key, InvalidInput if others than its owner may use it, NoSpace and OSError.
+        Raises StateDamaged if the file is no node key, InvalidInput if others than its owner may use it or its directory is missing, NoSpace
+        and OSError.
         """
         try:
             with contextlib.suppress(FileNotFoundError):
                 return NodeKey._read(path)
             _make_node_key(path)
             return NodeKey._read(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InvalidInput(
+                f"cannot make the node key {path}: there is no directory {path.parent}: make it, or set [instances] node_key"
+            ) from error
         except OSError as error:
             if error.errno in FULL:
                 raise NoSpace(f"cannot make the node key {path}: its filesystem is full; free space there") from error

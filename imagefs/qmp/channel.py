@@ -9,8 +9,9 @@ import trio
 from imagefs.errors import ImagefsError
 from imagefs.units import KIB, MIB
 
-LINE_LIMIT: Final = 16 * MIB
-"""Bytes of one line: a machine with thousands of block nodes stays below."""
+LINE_LIMIT: Final = MIB
+"""Bytes of one line: a machine with hundreds of disks stays below. What is made of it in memory may be 20 times as much, and nobody is served
+while it is made."""
 SEND_SECONDS: Final = 5.0
 _RECEIVE: Final = 64 * KIB
 

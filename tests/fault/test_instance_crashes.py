@@ -47,7 +47,7 @@ IMAGE = ImageRecord(
 FLAVOR = make_flavor("f", vcpus=1, ram=64, disk=0, ephemeral=1, swap=4)
 
 
-class _Images:
+class Images:
     """A catalog and a library with the one image, which shows a pattern."""
 
     async def find(self, image_id: str) -> CatalogImage:
@@ -60,7 +60,7 @@ class _Images:
 
 def registry(state: Path) -> Instances:
     """Return the registry as a daemon that starts finds it."""
-    images = _Images()
+    images = Images()
     config = InstancesConfig(encryption=True)
     return instances_of(StateDirectory(state), catalog=cast("Catalog", images), library=cast("Library", images), config=config)
 

@@ -315,3 +315,28 @@ def test_a_snapshot_survives_a_store_that_breaks_off(cloud: Cloud) -> None:
         assert mount.alive()
     finally:
         take_down(mount)
+
+
+def test_the_daemon_ends_soon_while_a_store_hangs_in_an_upload(cloud: Cloud) -> None:
+    """A store that takes a snapshot's bytes and never answers does not keep the mount from ending; the next daemon stores it, and leaves no half."""
+    mount = start_mount(cloud.directory, cloud.config)
+    try:
+        vda = instance(cloud.root, "packed")
+        patch(vda, 4096, b"before")
+        cloud.proxy.add(Fault.STALL, method="PUT", contains="/data", times=None)
+        request(vda.parent, "shot")
+        deadline = time.monotonic() + 60
+        while cloud.proxy.injected == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        mount.imagefs("umount", str(cloud.root))
+        mount.process.wait(30)
+    finally:
+        take_down(mount)
+    cloud.proxy.clear()
+    with mounted(cloud.directory, cloud.config) as again:
+        found = finished(vda.parent)
+        assert (cloud.root / "raw" / found["id"]).read_bytes() == cloud.disk[:4096] + b"before" + cloud.disk[4102:]
+        listed = cloud.server.client().list_objects_v2(Bucket="images", Prefix=f"{cloud.prefix}/")["Contents"]
+        assert {item["Key"].split("/")[1] for item in listed} == {RAW_ID, QCOW2_ID, found["id"]}
+        assert again.alive()

@@ -194,6 +194,21 @@ def test_writers_go_on_while_a_snapshot_is_taken_and_merged(mount: Mounted) -> N
     assert len(written) > 100
 
 
+def test_fio_verifies_what_it_wrote_through_snapshots(mount: Mounted, tmp_path: Path) -> None:
+    """Direct requests of many sizes, sixteen at once, read back right, whatever snapshots are taken and merged meanwhile."""
+    web1 = make(mount, "web1", flavor="f")
+    command = f"fio --name=verify --filename={web1 / 'vda'} --rw=randrw --bsrange=512-64k --direct=1 --size={SIZE} --loops=8 --iodepth=16"
+    options = ["--ioengine=libaio", "--verify=crc32c", "--verify_fatal=1", "--output-format=terse"]
+    number = 0
+    with (tmp_path / "fio.log").open("w+") as log, subprocess.Popen([*command.split(), *options], cwd=tmp_path, stdout=log, stderr=log) as fio:
+        while fio.poll() is None:
+            request(web1, f"shot{number}")
+            finished(web1)
+            number += 1
+    assert fio.returncode == 0, (tmp_path / "fio.log").read_text()
+    assert number >= 2
+
+
 def test_requests_that_cannot_be_are_refused_with_a_reason(mount: Mounted) -> None:
     """A request before there are disks, one that is no JSON object, with unknown keys or wrong values, and one beside another are refused."""
     new = mount.mountpoint / "instances" / "new"

@@ -1,5 +1,6 @@
 """Tools of the host: what they are run with, and what is told when they fail."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from imagefs import child
 from imagefs.child import find_tool, last_words, run_tool
 from imagefs.errors import ImagefsError, InvalidInput, NoSpace
+from imagefs.instances.direct import MEMORY_LIMIT
 
 
 def test_a_tool_gets_nothing_of_the_daemons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -17,6 +19,25 @@ def test_a_tool_gets_nothing_of_the_daemons(monkeypatch: pytest.MonkeyPatch, tmp
     assert {key: found[key] for key in ("PATH", "LC_ALL", "OWN")} == {"PATH": child.PATH, "LC_ALL": "C", "OWN": "value"}
     assert "AWS_SECRET_ACCESS_KEY" not in found
     assert (tmp_path / "input").read_bytes() == b""
+
+
+THREADS = """
+import ctypes, threading
+allocate, end = ctypes.CDLL(None).malloc, threading.Event()
+def work(begun):
+    allocate(1000)
+    begun.set()
+    end.wait()
+for _ in range(64):
+    begun = threading.Event()
+    threading.Thread(target=work, args=(begun,), daemon=True).start()
+    begun.wait()
+"""
+
+
+def test_a_tools_threads_find_room_under_a_limit_of_memory() -> None:
+    """As many threads as QEMU has for its disks, each of which allocates something, fit the limit that direct disks are copied under."""
+    run_tool(["prlimit", f"--as={MEMORY_LIMIT}", sys.executable, "-c", THREADS], "a test", 60)
 
 
 def test_tools_of_the_administrator_are_found() -> None:

@@ -118,24 +118,26 @@ def test_show_has_the_disks_and_the_last_error(run: Run, mount: FakeMount) -> No
 
 
 def test_delete_goes_on_after_a_failure(run: Run, mount: FakeMount, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One in use and one unknown are told; the others are removed."""
+    """Two in use, with the daemon's reason if it gives one, and one unknown are told; the others are removed."""
     for name in ("a", "busy", "c"):
         mount.add_instance(name, disks=())
+    set_attributes(mount.add_instance("open", disks=()), {"imagefs.error": "db1 is open"})
     real = Path.rmdir
 
     def rmdir(path: Path) -> None:
-        if path.name == "busy":
+        if path.name in ("busy", "open"):
             raise OSError(errno.EBUSY, "Device or resource busy")
         real(path)
 
     monkeypatch.setattr(Path, "rmdir", rmdir)
-    found = run("instance", "delete", "a", "busy", "nosuch", "c")
+    found = run("instance", "delete", "a", "busy", "open", "nosuch", "c")
     assert found.status == 1
     assert found.err == (
         "imagefs: instance delete busy: it is in use: stop the guest first\n"
+        "imagefs: instance delete open: db1 is open\n"
         "imagefs: instance delete nosuch: there is no such instance: see imagefs instance list\n"
     )
-    assert [path.name for path in (mount.path / "instances").iterdir()] == ["busy"]
+    assert {path.name for path in (mount.path / "instances").iterdir()} == {"busy", "open"}
 
 
 def test_create_sets_what_is_chosen_before_the_image(run: Run, mount: FakeMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

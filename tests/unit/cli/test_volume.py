@@ -124,7 +124,7 @@ def test_attachments_that_cannot_be(run: Run, mount: FakeMount) -> None:
     mount.add_volume("db1")
     assert "there is no such instance" in run("volume", "attach", "nosuch", "db1").err
     assert "there is no such volume" in run("volume", "attach", "web1", "nosuch").err
-    assert "there is no such volume" in run("volume", "attach", "web1", "/dev/nosuch").err
+    assert "there is no such block device" in run("volume", "attach", "web1", "/dev/nosuch").err
     assert run("volume", "attach", "web1", "db1", "--device", "vdb").status == 2
     (path / "vdc").symlink_to("/dev/null")
     assert "vdc is taken" in run("volume", "attach", "web1", "db1", "--device", "vdc").err

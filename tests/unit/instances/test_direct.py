@@ -324,7 +324,7 @@ async def test_a_disk_is_copied_as_its_owner(disk: Path, image: Path, disk_forma
     assert mode_of(target) == (OWNER, OWNER, 0o600)
     assert mode_of(target.parent) == (0, 0, 0o711)
     await convert(disk, target, disk_format, OWNER, OWNER, backing=image, size=SIZE)
-    size = inspect_target(target, disk_format)
+    size = inspect_target(target, disk_format, SIZE)
     assert mode_of(target) == (os.getuid(), os.getgid(), 0o600)
     for _ in range(2):
         with open_target(target) as copy:
@@ -383,9 +383,21 @@ def test_a_copy_that_is_still_open_is_not_stored(disk: Path) -> None:
     """Who has it open could change it while it is read; it is taken from its owner all the same."""
     target = make_target(disk, SIZE, OWNER, OWNER)
     with target.open("rb"), pytest.raises(Busy, match="still open somewhere"):
-        inspect_target(target, "qcow2")
+        inspect_target(target, "qcow2", SIZE)
     assert mode_of(target) == (os.getuid(), os.getgid(), 0o600)
-    assert inspect_target(target, "qcow2") == target.stat().st_size
+    assert inspect_target(target, "qcow2", SIZE) == target.stat().st_size
+
+
+@pytest.mark.parametrize(("disk_format", "length"), [("raw", SIZE - 1), ("raw", 2**40), ("qcow2", 2**40), ("qcow2", 0)])
+def test_a_copy_that_is_none_of_that_disk_is_refused(disk: Path, disk_format: direct.DiskFormat, length: int) -> None:
+    """Its owner may make it as long as it likes without taking any room: the store would take all of it."""
+    target = make_target(disk, SIZE, OWNER, OWNER)
+    if length:
+        os.truncate(target, length)
+    else:
+        qemu_img("resize", "-q", "-f", "qcow2", target, "+1T")
+    with pytest.raises(ImageRefused, match=f"not one of a disk of {SIZE} bytes"):
+        inspect_target(target, disk_format, SIZE)
 
 
 @pytest.mark.parametrize("options", [("-F", "raw", "-b", "/etc/passwd"), ("-o", "data_file=/etc/passwd,data_file_raw=on")])
@@ -399,7 +411,7 @@ def test_a_copy_that_refers_elsewhere_is_refused(disk: Path, options: tuple[str,
     else:
         qemu_img("rebase", "-u", "-f", "qcow2", *options, target)
     with pytest.raises(ImageRefused, match="it has a"):
-        inspect_target(target, "qcow2")
+        inspect_target(target, "qcow2", SIZE)
 
 
 # -- owners and ends ---------------------------------------------------------------------------

@@ -114,3 +114,14 @@ def test_name_that_cannot_be_a_directory_is_refused(name: str) -> None:
 def test_name_that_a_shell_can_write_is_taken(name: str) -> None:
     """All other text is a name."""
     check_name(name, "an instance")
+
+
+@pytest.mark.parametrize(("device", "config_size"), [("vdc", 0), ("vdz", 2048)])
+def test_no_disk_gets_the_name_of_a_volume(device: str, config_size: int) -> None:
+    """A volume that was attached before the image keeps its name, and the disks that would have it are refused."""
+    flavor = make_flavor("swaps", vcpus=1, ram=512, disk=10, ephemeral=2, swap=8)
+    record = msgspec.structs.replace(instance(flavor), volumes={device: "db1"})
+    with pytest.raises(InvalidInput, match=f"a volume is attached as {device}: detach that first"):
+        plan_disks(record, GIB, encrypted=False, direct=False, config_size=config_size)
+    free = msgspec.structs.replace(record, volumes={"vdd": "db1"})
+    assert len(plan_disks(free, GIB, encrypted=False, direct=False, config_size=config_size)) == 3 + bool(config_size)

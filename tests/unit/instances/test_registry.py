@@ -48,6 +48,15 @@ def test_directory_without_a_record_is_removed_only_if_nothing_is_in_it(state: S
     assert (state.instances / "notes.txt").exists()
 
 
+def test_state_directory_is_closed_once_there_is_no_direct_disk(state: StateDirectory) -> None:
+    """The next mount removes what is left of the last one, and the way to it that everybody had."""
+    (state.direct / ONE).mkdir(parents=True)
+    state.path.chmod(0o711)
+    instances_of(state)
+    assert not state.direct.exists()
+    assert state.path.stat().st_mode & 0o777 == 0o700
+
+
 def test_copy_of_an_instance_never_takes_its_place(state: StateDirectory, caplog: pytest.LogCaptureFixture) -> None:
     """A copy that an operator made beside an instance is not shown, is not removed, and is named in the log."""
     original = made(state, ONE, "web1")

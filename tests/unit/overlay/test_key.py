@@ -88,6 +88,14 @@ def test_node_key_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+def test_node_key_without_a_directory_names_it(tmp_path: Path) -> None:
+    """One that is configured to lie elsewhere is not looked for in the state directory."""
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(InvalidInput, match=f"there is no directory {directory}: make it, or set .instances. node_key"):
+            NodeKey.load(directory / "key")
+
+
 def test_node_key_does_not_show_itself() -> None:
     """Neither a log line nor a traceback with the object's text has the key."""
     assert repr(NODE_KEY) == str(NODE_KEY) == "NodeKey(...)"
