@@ -10,11 +10,9 @@ import dataclasses
 import functools
 import logging
 import math
-import threading
-import uuid
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -22,22 +20,20 @@ import trio
 from imagefs.catalog import Catalog
 from imagefs.disks.disk import Disk
 from imagefs.disks.record import DiskRecord
-from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound, NotPermitted, StoreError, StoreRefused
+from imagefs.errors import Busy, ImagefsError, InvalidInput, NotPermitted
 from imagefs.identity.caller import Caller
 from imagefs.instances.capture import Capture, DirectCapture, LayerCapture
 from imagefs.instances.instance import Instance, with_disk
 from imagefs.instances.properties import Properties
 from imagefs.instances.record import SnapshotState
 from imagefs.instances.snapshot_request import SnapshotRequest
+from imagefs.instances.storing import Storing
 from imagefs.qmp.agent import frozen
 from imagefs.store.protocol import ImageStore
 from imagefs.store.record import ImageRecord
-from imagefs.threads import Lane, run
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS: Final = (2.0, 10.0, 30.0, 60.0)
-"""Pauses before a store that failed is tried again; after the last the snapshot is given up, and its disk merged."""
 MERGE_RETRY_SECONDS: Final = 30.0
 FREEZE_SECONDS: Final = 10.0
 """How long the guest's agent may take to freeze its filesystems."""
@@ -48,10 +44,6 @@ REQUESTS: Final = 32
 """Requests of one user but root that wait so at once: the mount answers a limited number at a time."""
 COPIES: Final = 4
 """Direct disks of one user that are copied at once."""
-
-
-class _Ending(Exception):
-    """Raised in the uploading thread when the daemon ends."""
 
 
 @dataclasses.dataclass
@@ -75,16 +67,14 @@ class Snapshots:
 
     def __init__(self, store: ImageStore, catalog: Catalog, nursery: trio.Nursery) -> None:
         """Take where snapshots go."""
-        self._store = store
-        self._catalog = catalog
+        self._storing = Storing(store, catalog, nursery)
         self._nursery = nursery
         self._jobs: dict[str, _Job] = {}
         self._copying: dict[int, trio.CapacityLimiter] = collections.defaultdict(lambda: trio.CapacityLimiter(COPIES))
-        self._ending = threading.Event()
 
     def end(self) -> None:
         """Let threads that store snapshots come to an end; the jobs themselves are cancelled with the nursery."""
-        self._ending.set()
+        self._storing.end()
 
     def resume(self, instances: Iterable[Instance]) -> None:
         """Go on with what an earlier daemon has left: snapshots that were not stored yet, and layers that were not merged."""
@@ -232,7 +222,7 @@ class Snapshots:
         except Exception as error:  # whatever it is, the mount and its guests go on
             log.exception("a snapshot's job ended instance=%s", instance.record.name)
             if instance.record.snapshot is not None and instance.record.snapshot.running:
-                await self._give_up(instance, f"imagefs itself failed: {error!r}: see its log")
+                await self._storing.give_up(instance, f"imagefs itself failed: {error!r}: see its log")
         finally:
             if self._jobs.get(instance.record.uuid) is job:
                 del self._jobs[instance.record.uuid]
@@ -257,11 +247,11 @@ class Snapshots:
     async def _abandon(self, instance: Instance, reason: str) -> None:
         """Give up what an earlier daemon had begun to store, unless it was stored as a whole; what the store has of it is removed."""
         try:
-            if await self._is_stored(instance):
+            if await self._storing.is_stored(instance):
                 return
         except (ImagefsError, OSError) as error:
-            reason = f"{reason} (see whether the store has an unfinished image {self._state(instance).image.id}, and delete it: {error})"
-        await self._give_up(instance, reason)
+            reason = f"{reason} (see whether the store has an unfinished image {self._storing.state(instance).image.id}, and delete it: {error})"
+        await self._storing.give_up(instance, reason)
 
     async def _merge(self, root: Disk) -> None:
         """Merge all layers into the first; what keeps it from that is tried again, for the layers are as good."""
@@ -278,131 +268,24 @@ class Snapshots:
                 log.error("layers cannot be merged yet disk=%s error=%s", root.label, error)
                 await trio.sleep(MERGE_RETRY_SECONDS)
 
-    # -- storing --------------------------------------------------------------------------------
-
     async def _store_snapshot(self, instance: Instance, capture: Capture) -> None:
         """Store what was captured; whatever hinders it for good makes the snapshot `killed`, with a reason, and leaves nothing in the store."""
         try:
-            if capture.outlasts and not self._state(instance).durable:
+            if capture.outlasts and not self._storing.state(instance).durable:
                 await capture.flush()
-                await self._keep(instance, durable=True)
+                await self._storing.keep(instance, durable=True)
             if not capture.outlasts:
                 # It waits for processes of the owner's, which may never end: not in one of the few threads that everybody's images need.
                 async with self._copying[instance.record.uid]:
-                    await capture.fill(functools.partial(self._note, instance))
-            await self._try_to_store(instance, capture)
+                    await capture.fill(functools.partial(self._storing.note, instance))
+            await self._storing.store(instance, capture)
         except (ImagefsError, OSError) as error:
-            log.error("a snapshot cannot be stored instance=%s image=%s error=%s", instance.record.name, self._state(instance).image.id, error)
+            log.error(
+                "a snapshot cannot be stored instance=%s image=%s error=%s", instance.record.name, self._storing.state(instance).image.id, error
+            )
             with trio.CancelScope(shield=True):
                 await capture.close()  # which gives back room that the record may need
-            await self._give_up(instance, str(error))
-
-    async def _give_up(self, instance: Instance, reason: str) -> None:
-        """Make the snapshot `killed`; where that cannot be written, the next daemon tries to store it once more."""
-        try:
-            await self._keep(instance, status="killed", error=reason)
-        except (ImagefsError, OSError) as error:
-            log.error("that a snapshot was given up cannot be written instance=%s error=%s", instance.record.name, error)
-            state = msgspec.structs.replace(self._state(instance), status="killed", error=reason)
-            instance.record = msgspec.structs.replace(instance.record, snapshot=state)
-
-    async def _try_to_store(self, instance: Instance, capture: Capture) -> None:
-        for pause in (*RETRY_SECONDS, None):
-            try:
-                if not await self._is_stored(instance):
-                    await self._upload_anew(instance, capture)
-            except StoreRefused:
-                raise
-            except StoreError as error:
-                if pause is None:
-                    raise
-                log.warning("a snapshot could not be stored, and is tried again instance=%s pause=%.0f error=%s", instance.record.name, pause, error)
-                await self._keep(instance, status="queued", error=f"tried again in {pause:.0f} s: {error}")
-                await trio.sleep(pause)
-            else:
-                return
-
-    async def _is_stored(self, instance: Instance) -> bool:
-        """Tell whether an earlier attempt has succeeded without our knowing; what is left of one that has not is removed."""
-        image_id = self._state(instance).image.id
-        try:
-            stored = await run(Lane.STORE, self._store.find, image_id)
-        except NotFound:
-            return False
-        if stored.record.status == "active":
-            await self._finished(instance, stored.record)
-            return True
-        await run(Lane.UPLOAD, self._store.delete, image_id)
-        await self._reread(image_id)
-        await self._rename(instance)
-        return False
-
-    async def _rename(self, instance: Instance) -> None:
-        """Choose another id: a store may never give out one again."""
-        await self._keep(instance, image=msgspec.structs.replace(self._state(instance).image, id=str(uuid.uuid4())))
-
-    async def _upload_anew(self, instance: Instance, capture: Capture) -> None:
-        try:
-            await self._upload(instance, capture)
-        except AlreadyExists:  # an earlier attempt had the id, and has removed what it had stored
-            await self._rename(instance)
-            await self._upload(instance, capture)
-
-    async def _upload(self, instance: Instance, capture: Capture) -> None:
-        image = self._state(instance).image
-        token = trio.lowlevel.current_trio_token()
-
-        note = functools.partial(self._note, instance)
-
-        async def fill() -> tuple[BinaryIO, int]:
-            await self._reread(image.id)  # it is queued by now
-            size = await capture.fill(note)
-            note(0, size)
-            await self._keep(instance, status="saving", error=None)
-            return capture.reader(), size
-
-        def look() -> None:
-            self._nursery.start_soon(self._reread, image.id)
-
-        def advance(count: int) -> None:  # called in any thread of the store's
-            if self._ending.is_set():
-                raise _Ending
-            done, total = instance.progress
-            if done == 0:
-                token.run_sync_soon(look)
-            note(done + count, total)
-
-        try:
-            stored = await run(Lane.UPLOAD, lambda: self._store.create(image, lambda: trio.from_thread.run(fill), advance))
-        except _Ending:
-            await trio.sleep_forever()  # until this is cancelled: the next daemon goes on
-        except Exception:
-            await self._reread(image.id)  # it is gone again
-            raise
-        await self._finished(instance, stored.record)
-
-    def _note(self, instance: Instance, done: int, total: int) -> None:
-        instance.progress = (done, total)
-
-    async def _reread(self, image_id: str) -> None:
-        with contextlib.suppress(StoreError, ImagefsError):  # the next look finds it
-            await self._catalog.reread(image_id)
-
-    async def _finished(self, instance: Instance, stored: ImageRecord) -> None:
-        await self._keep(instance, status="active", error=None, image=stored, size=stored.size or 0)
-        await self._reread(stored.id)
-
-    def _state(self, instance: Instance) -> SnapshotState:
-        state = instance.record.snapshot
-        if state is None:
-            raise NotFound(f"{instance.label} has no snapshot")
-        return state
-
-    async def _keep(self, instance: Instance, **changes: object) -> None:
-        """Write the snapshot's state, durably."""
-        async with instance.lock:
-            state = msgspec.structs.replace(self._state(instance), **changes)
-            await instance.write(msgspec.structs.replace(instance.record, snapshot=state))
+            await self._storing.give_up(instance, str(error))
 
 
 def shown(state: SnapshotState, progress: tuple[int, int]) -> bytes:

@@ -13,7 +13,7 @@ import trio
 
 from imagefs.disks.steps import make_directory
 from imagefs.errors import AlreadyExists, NoSpace, NotFound, StoreRefused, StoreUnavailable
-from imagefs.instances import snapshots
+from imagefs.instances import snapshots, storing
 from imagefs.instances.capture import DirectCapture
 from imagefs.instances.instance import Instance
 from imagefs.instances.record import RECORD, BaseImage, InstanceRecord, SnapshotState, encode
@@ -85,7 +85,7 @@ async def ended(instance: Instance) -> SnapshotState:
 
 async def test_a_snapshot_whose_first_attempt_failed_is_stored_under_another_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that fails once, and gives out no id a second time, has the snapshot after the second attempt."""
-    monkeypatch.setattr(snapshots, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(storing, "RETRY_SECONDS", (0.0,))
     store = Store([StoreUnavailable("down")])
     async with trio.open_nursery() as nursery:
         instances, shots = registry(tmp_path, store, nursery)
