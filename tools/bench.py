@@ -29,41 +29,15 @@ import rich.table
 from imagefs.store.record import ImageRecord, encode_record
 from tools.boot import boot
 from tools.instruments import BUCKET, RATE, bare_loop, fio, mounted, new_instance, peak_memory, s3_node, store_noise, stream_all
+from tools.life_bench import life
 from tools.link import Link
 from tools.node import Failed, Node, guest_image, image_info, run
+from tools.rows import Bench, Row
 
 MIB: Final = 1024 * 1024
 GIB: Final = 1024 * MIB
 _LIBC: Final = ctypes.CDLL(None)  # os.listxattr asks twice: first with a buffer that is too small
 _ROOM: Final = ctypes.create_string_buffer(64 * 1024)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: what was measured, what imagefs and its peer gave, their ratio, and what is wanted of it."""
-
-    what: str
-    unit: str
-    imagefs: float
-    peer: str = ""
-    peer_value: float | None = None
-    ratio: float | None = None
-    target: str = ""
-    met: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bench:
-    """What a measurement needs: a directory of its own, and how much is wanted."""
-
-    directory: Path
-    quick: bool
-
-    def place(self, name: str) -> Path:
-        """Return a new directory."""
-        path = self.directory / name
-        path.mkdir()
-        return path
 
 
 def creation(bench: Bench) -> Iterator[Row]:
@@ -298,6 +272,7 @@ def command_line(node: Node, name: str) -> list[str]:
 
 SECTIONS: Final[dict[str, Callable[[Bench], Iterator[Row]]]] = {
     "creation": creation,
+    "life": life,
     "reads": reads,
     "writes": writes,
     "memory": memory,

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import os
 import shlex
 import shutil
@@ -13,23 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.seaweed import Seaweed
+from tools import whole_life
 from tools.boot import Boot, boot
+from tools.life import SETTINGS
 from tools.node import Failed, Node, guest_image, image_info, run
+from tools.stage import command, mib, prove_unchanged, shown, step
 
 BUCKET = "images"
+FULL = "go through the whole life of instances instead: BIOS and UEFI, volumes, live snapshots, libvirt; takes five minutes, needs root"
 
 
 def main() -> int:
     """Run the demonstration; return the exit status."""
     parser = argparse.ArgumentParser(prog="tools/demo", description=__doc__)
     parser.add_argument("--store", choices=("file", "s3"), default="file", help="a directory (default), or an S3 server that is started")
+    parser.add_argument("--full", action="store_true", help=FULL)
     parser.add_argument("--keep", action="store_true", help="keep the working directory: configuration, state, log and the guest's consoles")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being ended cleans up too
     directory = Path(tempfile.mkdtemp(prefix="imagefs-demo-"))
     try:
-        with working(directory, wanted.store) as node:
-            summary = demonstrate(node, guest_image())
+        with working(directory, wanted.store, for_all=wanted.full) as node:
+            summary = whole_life.demonstrate(node) if wanted.full else demonstrate(node, guest_image())
     except Failed as error:
         print(f"tools/demo: FAILED: {error}", file=sys.stderr)
         _show_log(directory)
@@ -47,19 +51,23 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def working(directory: Path, store: str) -> Iterator[Node]:
-    """Hold a node with the kind of store that is asked for; whatever happens, nothing stays mounted or running."""
+def working(directory: Path, store: str, *, for_all: bool) -> Iterator[Node]:
+    """Hold a node with the kind of store that is asked for; whatever happens, nothing stays mounted or running.
+
+    The node of the long demonstration is for libvirt's user too, and has the flavor of its guests.
+    """
+    flavors = SETTINGS if for_all else ""
     with contextlib.ExitStack() as cleanup:
         if store == "s3":
             step("Starting an S3 server (SeaweedFS) on loopback")
             server = Seaweed.start(directory / "seaweed")
             cleanup.callback(server.stop)
             server.create_bucket(BUCKET)
-            settings = f'[store]\nurl = "s3://{BUCKET}/demo"\n[store.s3]\nendpoint_url = "{server.endpoint_url}"'
-            node = Node(directory / "node", settings, server.environment())
+            settings = f'[store]\nurl = "s3://{BUCKET}/demo"\n[store.s3]\nendpoint_url = "{server.endpoint_url}"\n{flavors}'
+            node = Node(directory / "node", settings, server.environment(), allow_other=for_all)
         else:
             (directory / "store").mkdir()
-            node = Node(directory / "node", f'[store]\nurl = "{(directory / "store").as_uri()}"')
+            node = Node(directory / "node", f'[store]\nurl = "{(directory / "store").as_uri()}"\n{flavors}', allow_other=for_all)
         cleanup.callback(node.take_down)
         yield node
 
@@ -144,42 +152,6 @@ def read_bytes(node: Node, image_id: str) -> str:
     names = ("store_requests", "store_data_requests", "store_bytes", "reads", "read_bytes", "writes", "written_bytes", "flushes")
     print("from .imagefs/stats: " + ", ".join(f"{name} {statistics[name]:.0f}" for name in names if name in statistics))
     return f"{mib(int(cached))} ({int(cached) / int(whole):.1%})"
-
-
-def prove_unchanged(node: Node, image_id: str, guest: Path) -> None:
-    """Raise Failed unless the image is still what was put in, in both of its forms."""
-    stored, source = sha256(node.mountpoint / "images" / image_id), sha256(guest)
-    print(f"SHA-256 of images/{image_id}: {stored}\nSHA-256 of {guest.name}: {source}")
-    if stored != source:
-        raise Failed("the image in the store is no longer the file that was put in")
-    command(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(node.mountpoint / "raw" / image_id), str(guest)])
-
-
-def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def command(words: list[str]) -> None:
-    """Show a command and what it prints. Raises Failed."""
-    shown(shlex.join(words))
-    print(run(words), end="")
-
-
-def step(title: str) -> None:
-    """Say what comes next."""
-    print(f"\n==> {title}", flush=True)
-
-
-def shown(line: str) -> None:
-    """Show a command as a user would type it."""
-    print(f"$ {line}", flush=True)
-
-
-def mib(size: int) -> str:
-    """Return bytes in words."""
-    return f"{size / 1048576:.1f} MiB"
 
 
 def _show_log(directory: Path) -> None:

@@ -23,8 +23,11 @@ class Failed(Exception):
 class Node:
     """A configuration, a state directory and a mount point below `directory`; the mount is there between `mount` and `umount`."""
 
-    def __init__(self, directory: Path, settings: str, environment: Mapping[str, str] | None = None) -> None:
-        """`settings` is TOML that names the store and whatever else; `environment` is added to that of every command."""
+    def __init__(self, directory: Path, settings: str, environment: Mapping[str, str] | None = None, *, allow_other: bool = False) -> None:
+        """`settings` is TOML that names the store and whatever else; `environment` is added to that of every command.
+
+        With `allow_other` other users may use the mount too.
+        """
         self.directory = directory
         self.mountpoint = directory / "mnt"
         self.config = directory / "imagefs.toml"
@@ -32,7 +35,8 @@ class Node:
         self.environment = os.environ | dict(environment or {}) | {"NO_COLOR": "1"}
         self.mountpoint.mkdir(parents=True)
         self.config.write_text(
-            f"{settings}\n[state]\ndir = {json.dumps(str(directory / 'state'))}\n[mount]\nmountpoint = {json.dumps(str(self.mountpoint))}\n"
+            f"{settings}\n[state]\ndir = {json.dumps(str(directory / 'state'))}\n"
+            f"[mount]\nmountpoint = {json.dumps(str(self.mountpoint))}\nallow_other = {json.dumps(allow_other)}\n"
         )
 
     def imagefs(self, *words: str) -> str:
@@ -113,9 +117,9 @@ def run(command: list[str], *, environment: Mapping[str, str] | None = None, tim
     return done.stdout
 
 
-def guest_image() -> Path:
-    """Return the path of the demo's guest image, a compressed qcow2; makes it if it is not in the cache yet."""
-    with subprocess.Popen([Path(__file__).with_name("guest-image")], stdout=subprocess.PIPE, text=True) as making:
+def guest_image(firmware: str = "bios") -> Path:
+    """Return the path of the demo's guest image for a firmware, bios or uefi, a compressed qcow2; makes it if it is not in the cache yet."""
+    with subprocess.Popen([Path(__file__).with_name("guest-image"), firmware], stdout=subprocess.PIPE, text=True) as making:
         printed, _ = making.communicate()
     if making.returncode != 0:
         raise Failed("the guest image could not be made; its messages are above")
