@@ -140,9 +140,7 @@ class Tree:
 
     def _all_nodes(self) -> Iterator[Node]:
         for instance in self._instances.by_name.values():
-            directory = self._instances_directory.node(instance)
-            yield directory
-            yield from directory.nodes()
+            yield from self._instances_directory.nodes_of(instance)
         for volume in self._volumes.by_name.values():
             yield self._volumes_directory.node(volume)
         for fixed in (self._flavors, self._status):

@@ -1,16 +1,14 @@
 """This module is volumes/: persistent disks as files, which truncate(1) makes and grows, and rm removes."""
 
-import functools
 import os
-import stat
-import time
 from collections.abc import Mapping
 from typing import Final
 
 from imagefs.disks.record import DISK_MODE
 from imagefs.errors import ImagefsError, NotPermitted
 from imagefs.files.disks import DiskFile
-from imagefs.files.node import REASON_LIMIT, Attributes, Changes, Children, Failures, Node, OpenMode, directory_attributes
+from imagefs.files.holders import HoldersDirectory
+from imagefs.files.node import REASON_LIMIT, Changes, Node, OpenMode
 from imagefs.identity.caller import Caller
 from imagefs.volumes.registry import Volumes
 from imagefs.volumes.volume import Volume
@@ -78,92 +76,43 @@ class VolumeFile(DiskFile):
         await super().remove_xattr(caller, name)
 
 
-class VolumesDirectory(Node):
-    """volumes/: who may make a volume is decided by its owner, group and mode, which are those of instances/."""
-
-    kind = "directory"
-    read_only = False
+class VolumesDirectory(HoldersDirectory[Volume]):
+    """volumes/, whose owner, group and mode are those of instances/."""
 
     def __init__(self, volumes: Volumes, uid: int, gid: int, mode: int) -> None:
         """Take the registry, and the directory's owner, group and permission bits."""
-        super().__init__("volumes")
+        super().__init__("volumes", volumes, uid, gid, mode)
         self._volumes = volumes
-        self._owner = (uid, gid)
-        self._mode = mode
-        self._nodes: dict[str, VolumeFile] = {}
-        self._failures = Failures()
-        self._changed_ns = time.time_ns()
 
-    def attributes(self) -> Attributes:
-        """As Node says."""
-        return directory_attributes(self.inode, self._mode, *self._owner, self._changed_ns)
-
-    async def lookup(self, caller: Caller, name: str) -> Node:
-        """As Node says."""
-        self.check(caller, os.X_OK)
-        return self.node(self._volumes.get(name))
-
-    async def children(self, caller: Caller) -> Children:
-        """As Node says."""
-        self.check(caller, os.R_OK)
-        return [(name, functools.partial(self.node, volume)) for name, volume in self._volumes.by_name.items()]
-
-    def node(self, volume: Volume) -> VolumeFile:
-        """Return the node of a volume; always the same one."""
-        found = self._nodes.get(volume.record.uuid)
-        if found is None:
-            found = VolumeFile(volume, self._volumes)
-            if not volume.removed:  # as one of a list that was taken before may be
-                self._nodes[volume.record.uuid] = found
-        return found
+    def new_node(self, holder: Volume) -> VolumeFile:
+        """As HoldersDirectory says."""
+        return VolumeFile(holder, self._volumes)
 
     async def make_file(self, caller: Caller, name: str, mode: int) -> Node:
         """Make a volume of size 0. Its mode is 0600 whatever the caller's umask: a disk of a guest is nobody else's."""
-        try:
+        with self.making(caller):
             self._volumes.check_free(name)
             self.check(caller, os.W_OK | os.X_OK)
-            volume = await self._volumes.create(name, caller, DISK_MODE)
-        except ImagefsError as error:
-            self._failures.note(caller, error)
-            raise
-        self._failures.clear(caller)
-        self._changed_ns = time.time_ns()
-        return self.node(volume)
+            return self.node(await self._volumes.create(name, caller, DISK_MODE))
 
     async def make_directory(self, caller: Caller, name: str, mode: int) -> Node:
         """Refuse: volumes are files."""
-        raise self._noted(caller, NotPermitted("there are no directories in volumes/: truncate -s SIZE makes a volume"))
+        with self.making(caller):
+            raise NotPermitted("there are no directories in volumes/: truncate -s SIZE makes a volume")
 
     async def make_link(self, caller: Caller, name: str, target: str) -> Node:
         """Refuse: volumes are files."""
-        raise self._noted(caller, NotPermitted("there are no links in volumes/: a volume is attached by a link in an instance's directory"))
-
-    def _noted(self, caller: Caller, error: ImagefsError) -> ImagefsError:
-        self._failures.note(caller, error)
-        return error
+        with self.making(caller):
+            raise NotPermitted("there are no links in volumes/: a volume is attached by a link in an instance's directory")
 
     async def remove_file(self, caller: Caller, name: str) -> None:
         """Remove a volume with what is in it. Raises Busy while it is attached or open."""
         volume = self._volumes.get(name)
-        self.check(caller, os.W_OK | os.X_OK)
-        if self._mode & stat.S_ISVTX and caller.uid not in (0, volume.disk.record.uid, self._owner[0]):
-            raise NotPermitted(f"volume '{name}' belongs to another user")
-        try:
+        self.check_removal(caller, volume, volume.disk.record.uid)
+        with self.removing(volume):
             await self._volumes.remove(name)
-        except ImagefsError as error:
-            volume.error = str(error)
-            raise
-        finally:
-            if volume.removed:
-                self._nodes.pop(volume.record.uuid, None)
-                self._changed_ns = time.time_ns()
 
     async def remove_directory(self, caller: Caller, name: str) -> None:
         """Refuse: volumes are files."""
         self._volumes.get(name)
         raise NotPermitted(f"'{name}' is a volume: remove it with rm")
-
-    def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
-        """As Node says: why the caller's last volume was not made."""
-        error = self._failures.of(caller)
-        return {} if error is None else {ERROR: error.encode("utf-8", "replace")}
