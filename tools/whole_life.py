@@ -31,7 +31,7 @@ def demonstrate(node: Node) -> str:
     uefi, bios = _place(node, UEFI.firmware), _place(node, BIOS.firmware)
     told += live(node, [_life(uefi, UEFI, ByCommand, PlainQemu(uefi)), _life(bios, BIOS, ByFiles, PlainQemu(bios))])
     step("The same under libvirt, with the hands changed")
-    with libvirt() as daemon:
+    with libvirt(node.mountpoint) as daemon:
         told += live(node, [_life(uefi, UEFI, ByFiles, UnderLibvirt(uefi, daemon)), _life(bios, BIOS, ByCommand, UnderLibvirt(bios, daemon))])
     step("The images are what they were: byte for byte in the store, sector for sector as disks")
     for image, guest in images.items():

@@ -48,7 +48,7 @@ def mount(tmp_path: Path) -> Iterator[Mounted]:
 @pytest.fixture
 def daemon(mount: Mounted) -> Iterator[Libvirt]:
     """A libvirtd that sees the mount."""
-    with libvirt() as started:
+    with libvirt(mount.mountpoint) as started:
         yield started
 
 

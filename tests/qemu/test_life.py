@@ -48,7 +48,7 @@ def test_life_in_plain_qemu(mount: Mounted, tmp_path: Path) -> None:
 def test_life_under_libvirt(mount: Mounted, tmp_path: Path) -> None:
     """The same with a real libvirtd, which runs the guests as another user, and with the hands changed."""
     place = place_of(mount, tmp_path)
-    with libvirt() as daemon:
+    with libvirt(mount.mountpoint) as daemon:
         lives = [Life(place, UEFI, ByFiles(place), UnderLibvirt(place, daemon)), Life(place, BIOS, ByCommand(place), UnderLibvirt(place, daemon))]
         live_together(lives)
     prove_gone(mount.state, lives)

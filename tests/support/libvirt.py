@@ -34,10 +34,13 @@ _SETTINGS: Final = {
 # Bash is the first process of a PID namespace, so that whatever libvirtd started ends with it; it reaps, which libvirtd would not do for
 # others' children. It ends with libvirtd, and when its standard input does: also if the test is killed.
 # Mounts must not come out of the namespace. In a chroot that is no mount point nothing can be said of its root, which is shared or not.
+# Other mounts of imagefs are given up: as long as a namespace has one, its daemon does not end, whoever unmounts it.
 # /dev/kvm is covered: where it is there and does not work, probing it never returns.
 _SCRIPT: Final = """
 set -eu
 exec 3<&0
+shown=$1
+shift
 mount --make-rslave / 2>/dev/null || true
 while [ $# -ge 2 ]; do
     mkdir -p "$2"
@@ -49,6 +52,9 @@ while [ $# -ge 2 ]; do
     fi
     shift 2
 done
+while read -r _ directory kind _; do
+    [ "$kind" != fuse.imagefs ] || [ "$directory" = "$shown" ] || umount --lazy "$directory" || true
+done < <(cat /proc/self/mounts)
 [ ! -e /dev/kvm ] || mount --bind "$1" /dev/kvm
 libvirtd --pid-file /run/libvirt/libvirtd.pid 3<&- &
 read -r _ <&3 &
@@ -57,7 +63,7 @@ wait -n
 
 
 class Libvirt:
-    """A libvirtd in namespaces of its own: it sees mounts that were there when it was started."""
+    """A libvirtd in namespaces of its own: of imagefs it sees one mount, which was there when it was started."""
 
     def __init__(self, directory: Path) -> None:
         """`directory` holds what lies in libvirt's directories otherwise: configuration, state, sockets and logs."""
@@ -78,16 +84,16 @@ class Libvirt:
 
 
 @contextlib.contextmanager
-def libvirt() -> Iterator[Libvirt]:
+def libvirt(mountpoint: Path) -> Iterator[Libvirt]:
     """Start a libvirtd and end it with all its guests; guests still running are ended as `virsh destroy` does, so that disks get back their owners.
 
-    Mount first what guests are to see, and unmount it afterwards. Needs root. Raises Failed.
+    `mountpoint` is the imagefs that guests are to see: mount it first, and unmount it afterwards. Needs root. Raises Failed.
     """
     # Not below a test's directory: a socket's path has room for 107 bytes, and QEMU runs as a user that may not pass everywhere.
     directory = Path(tempfile.mkdtemp(prefix="imagefs-libvirt-"))
     try:
         directory.chmod(0o711)
-        process = _start(directory)
+        process = _start(directory, mountpoint)
         try:
             daemon = Libvirt(directory)
             _wait_until_ready(daemon, process)
@@ -99,8 +105,8 @@ def libvirt() -> Iterator[Libvirt]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(directory: Path) -> "subprocess.Popen[bytes]":
-    words: list[str] = []
+def _start(directory: Path, mountpoint: Path) -> "subprocess.Popen[bytes]":
+    words = [str(mountpoint)]
     for name, usual in _DIRECTORIES.items():
         (directory / name).mkdir()
         words += [str(directory / name), usual]

@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -85,17 +87,24 @@ def test_firmware_is_what_the_instance_was_made_with(run: Run, mount: FakeMount)
     assert "smm=on" in found
 
 
-def test_the_agents_socket_is_where_only_its_user_may_write(run: Run, mount: FakeMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short path: that of a socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def test_the_agents_socket_is_where_only_its_user_may_write(run: Run, mount: FakeMount, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """XDG_RUNTIME_DIR, else /run for root, else a place that is named; never /tmp."""
     path = mount.add_instance("web1", properties={"hw_qemu_guest_agent": "yes"})
     uuid = os.getxattr(path, "user.instance_uuid").decode()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert f"path={tmp_path}/imagefs-{uuid}.agent,server=on" in run("instance", "qemu", "web1").out
-    assert f"path={tmp_path}/x,server=on" in run("instance", "qemu", "web1", "--agent-socket", tmp_path / "x").out
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
+    assert f"path={place}/imagefs-{uuid}.agent,server=on" in run("instance", "qemu", "web1").out
+    assert f"path={place}/x,server=on" in run("instance", "qemu", "web1", "--agent-socket", place / "x").out
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr(instance_run, "_RUN", tmp_path)
-    assert f"path={tmp_path}/imagefs-{uuid}.agent" in run("instance", "qemu", "web1").out
+    monkeypatch.setattr(instance_run, "_RUN", place)
+    assert f"path={place}/imagefs-{uuid}.agent" in run("instance", "qemu", "web1").out
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert "--agent-socket PATH" in run("instance", "qemu", "web1").err
 
