@@ -246,59 +246,15 @@ class OverlayDisk(Layer):
 
     # Writing.
 
-    def write_nowait(self, offset: int, body: bytes | bytearray) -> int | None:
-        """Write `body` at `offset` bytes and return its length; None, with nothing changed, if that takes bytes which are not in memory.
-
-        Goes to the host's page cache: it outlives the daemon at once, and the host after a flush. Raises NoSpace if it crosses the end of
-        the disk (nothing is changed) or the host is full, LayerFrozen, StateDamaged for blocks whose state is lost, and OSError.
-        """
-        if self._frozen:
-            self._check_not_frozen(self._freezes)
-        stop = offset + len(body)
-        if stop > self._size:
-            raise NoSpace(f"{self._origin}: a write of {len(body)} bytes at offset {offset} crosses the end of the disk at {self._size}")
-        if not body:
-            return 0
-        edges = {}
-        if (offset | stop) & BLOCK_MASK:
-            for block in plan.partial_blocks(offset, stop, self._size):
-                edge = self.edge_nowait(block)
-                if edge is None:
-                    return None
-                edges[block] = edge
-        return self.store(offset, body, edges)
-
-    async def write(self, offset: int, body: bytes | bytearray) -> int:
-        """Write `body` at `offset` bytes and return its length; the base is read for blocks that are covered in part and never written.
-
-        On cancellation nothing is written; nor if the disk is frozen while this waits, which raises LayerFrozen. Raises what
-        `write_nowait` does, and what the base raises.
-        """
-        written = self.write_nowait(offset, body)
-        if written is not None:
-            return written
-        freezes = self._freezes
-        edges = {}
-        with self._at_work():
-            for block in plan.partial_blocks(offset, offset + len(body), self._size):
-                edge = self.edge_nowait(block)
-                if edge is None:
-                    edge = await self.read(block << BLOCK_SHIFT, BLOCK)
-                edges[block] = edge
-        # States may have changed in the awaits above. From here on nothing waits: `store` looks at them again, and takes an edge only for
-        # a block that is still `base`, hence was when the edge was read.
-        self._check_not_frozen(freezes)
-        return self.store(offset, body, edges)
-
     def edge_nowait(self, block: int) -> bytes | bytearray | None:
-        """Return what a block holds that a write covers in part; of one in state `data` only so much that it is in the page cache; or None."""
+        """As Layer says: of a block in state `data` only so much that it is in the page cache."""
         start = block << BLOCK_SHIFT
         return self.read_nowait(start, 1 if self._states[block] == DATA else BLOCK)
 
     def store(self, offset: int, body: bytes | bytearray, edges: dict[int, bytes | bytearray]) -> int:
-        """Store `body` and mark its blocks, frozen or not. `edges` has what the blocks show that are covered in part. Does not wait.
+        """As Layer says, frozen or not. An edge is used only for a block that is still `base`, hence was when the edge was read.
 
-        For `write` and for MergingDisk, who know that nothing crosses the end of the disk. Raises what `write_nowait` does.
+        For MergingDisk too. Raises what `write_nowait` does.
         """
         self._flusher.stale = True
         length = len(body)

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from imagefs.errors import Busy, NoSpace, StateDamaged
+from imagefs.errors import Busy, StateDamaged
 from imagefs.extents import Extents
 from imagefs.overlay import plan
 from imagefs.overlay.block_map import BASE, BLOCK_MASK, BLOCK_SHIFT, DAMAGED, DATA, PAGE_BLOCKS, ZERO, block_count
@@ -108,57 +108,21 @@ class MergingDisk(Layer):
 
     # Writing.
 
-    def write_nowait(self, offset: int, body: bytes | bytearray) -> int | None:
-        """Write `body` at `offset` bytes and return its length; None, with nothing changed, if that takes bytes which are not in memory.
-
-        Raises what OverlayDisk.write_nowait does. If it fails, each block is as it was or as asked for, but that those which are `data` in
-        the lower layer and `base` in the upper one may hold a part of it.
-        """
-        self._check_not_frozen(self._freezes)
-        stop = offset + len(body)
-        if stop > self.size:
-            raise NoSpace(f"{self.identity}: a write of {len(body)} bytes at offset {offset} crosses the end of the disk at {self.size}")
-        if not body:
-            return 0
-        edges = {}
-        for block in plan.partial_blocks(offset, stop, self.size):
-            edge = self._edge_nowait(block)
-            if edge is None:
-                return None
-            edges[block] = edge
-        return self._store(offset, body, edges)
-
-    async def write(self, offset: int, body: bytes | bytearray) -> int:
-        """Write `body` at `offset` bytes and return its length; blocks that are covered in part are read where need be.
-
-        On cancellation nothing is written; nor if the pair is frozen while this waits, which raises LayerFrozen. Raises what
-        `write_nowait` does, and what the base raises.
-        """
-        written = self.write_nowait(offset, body)
-        if written is not None:
-            return written
-        freezes = self._freezes
-        edges = {}
-        with self._at_work():
-            for block in plan.partial_blocks(offset, offset + len(body), self.size):
-                edge = self._edge_nowait(block)
-                if edge is None:
-                    edge = await self.read(block << BLOCK_SHIFT, BLOCK)
-                edges[block] = edge
-        # States may have changed in the awaits above; from here on nothing waits, and `_store` looks at them again. A block that is `data`
-        # in the upper layer now was then, with the same bytes. One that is `base` in both, over an image, was then too: what is merged or
-        # written never becomes `base` below, unless that is zeros. Any other needs no edge.
-        self._check_not_frozen(freezes)
-        return self._store(offset, body, edges)
-
-    def _edge_nowait(self, block: int) -> bytes | bytearray | None:
-        """Return what a block shows that a write covers in part; or so much of it that what the write needs is in memory; or None."""
+    def edge_nowait(self, block: int) -> bytes | bytearray | None:
+        """As Layer says."""
         if self._upper.states_of(block, block + 1)[0] == BASE:
             return self._lower.edge_nowait(block)
         return self._upper.read_nowait(block << BLOCK_SHIFT, BLOCK)
 
-    def _store(self, offset: int, body: bytes | bytearray, edges: dict[int, bytes | bytearray]) -> int:
-        """Store `body` in the lower layer, whole blocks where the upper one showed, and let the lower one show. Does not wait."""
+    def store(self, offset: int, body: bytes | bytearray, edges: dict[int, bytes | bytearray]) -> int:
+        """Store `body` in the lower layer, whole blocks where the upper one showed, and let the lower one show. Does not wait.
+
+        A block that is `data` in the upper layer now was when its edge was read, with the same bytes. One that is `base` in both, over an
+        image, was then too: what is merged or written never becomes `base` below, unless that is zeros. Any other needs no edge.
+
+        If it fails, each block is as it was or as asked for, but that those which are `data` in the lower layer and `base` in the upper one
+        may hold a part of it.
+        """
         length, stop = len(body), offset + len(body)
         first, end = offset >> BLOCK_SHIFT, (stop - 1 >> BLOCK_SHIFT) + 1
         states = self._upper.states_of(first, end)
