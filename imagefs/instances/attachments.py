@@ -5,9 +5,14 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from imagefs.errors import Busy, InvalidInput, NotFound
 from imagefs.volumes.registry import Volumes
+
+SYSFS: Final = Path("/sys/dev/block")
+SECTOR: Final = 512
+"""Bytes that sysfs counts a block device's size in, whatever its own sectors are."""
 
 
 class Attachments:
@@ -43,20 +48,21 @@ class Attachments:
         return [volume.record.name for volume in found if volume is not None and volume.disk.opens]
 
     def size_of(self, target: str) -> int:
-        """Return the bytes of a volume or block device; 0 where it is not there any more, or cannot be asked."""
+        """Return the bytes of a volume or an attached block device; 0 where it is not there any more.
+
+        The kernel is asked, and the device is not opened: one whose storage does not answer would hold up everybody.
+        """
         if not target.startswith("/"):
             try:
                 return self._volumes.get(target).disk.size
             except NotFound:
                 return 0
+        number = self._devices[target][0] if target in self._devices else 0
         try:
-            descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                return os.lseek(descriptor, 0, os.SEEK_END)
-            finally:
-                os.close(descriptor)
+            sectors = (SYSFS / f"{os.major(number)}:{os.minor(number)}" / "size").read_text(encoding="ascii")
         except OSError:
             return 0
+        return int(sectors) * SECTOR
 
 
 def _device_number(path: str) -> int:

@@ -186,6 +186,27 @@ def test_another_users_volume_cannot_be_attached(mount: Mounted) -> None:
         assert stranger.call("listdir", path) == []
 
 
+def test_admins_attach_block_devices(mount: Mounted) -> None:
+    """A block device is attached by its path, to one instance at a time under whatever name, is not opened for that, and comes back by rm."""
+    names = [Path(f"/dev/imagefs-test-{os.getpid()}-{number}") for number in range(2)]
+    try:
+        for name in names:
+            os.mknod(name, stat.S_IFBLK | 0o600, os.makedev(259, 1048575))  # a number that no device has: opening it would fail
+        web1, web2 = make(mount, "web1"), make(mount, "web2")
+        os.symlink(names[0], web1 / "vdc")
+        assert os.readlink(web1 / "vdc") == str(names[0])
+        disks = json.loads(os.getxattr(web1, "user.imagefs.disks"))
+        assert (disks[-1]["kind"], disks[-1]["path"], disks[-1]["size"]) == ("volume", str(names[0]), 0)
+        expect(errno.EBUSY, os.symlink, names[1], web2 / "vdc")
+        os.unlink(web1 / "vdc")
+        os.symlink(names[1], web2 / "vdc")
+        web2.rmdir()
+        os.symlink(names[0], web1 / "vdd")
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)
+
+
 def test_direct_disk_is_a_local_qcow2_of_its_owner(mount: Mounted) -> None:
     """Vda leads to a qcow2 over raw/<id> that its owner alone can open; the state directory stays closed; rmdir removes it unless it is open."""
     with user(4321, 4321) as owner, user(4322, 4322) as stranger:
