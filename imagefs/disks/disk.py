@@ -1,8 +1,9 @@
 """This module is one writable disk while the daemon runs: the stack of overlay layers that holds it, and who has it open."""
 
 import contextlib
+import logging
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,8 @@ from imagefs.overlay.key import NodeKey
 from imagefs.overlay.merge import MergingDisk
 from imagefs.source import Source
 from imagefs.threads import Lane, run
+
+log = logging.getLogger(__name__)
 
 
 class Holder:
@@ -150,8 +153,11 @@ class Disk:
         """Write `body` and return its length. Raises NoSpace past the end, with nothing changed, or when the host's disk is full."""
         while True:
             overlay = self.overlay or await self.ready()
-            with contextlib.suppress(LayerFrozen):  # a snapshot came between: there is a new top by now
+            try:
                 return await overlay.write(offset, body)
+            except LayerFrozen:  # a snapshot or a merge came between: there is a new top by now
+                if overlay.frozen and self.overlay is overlay:
+                    raise
 
     async def flush(self) -> None:
         """Make everything written so far durable."""
@@ -276,6 +282,16 @@ class Disk:
             await upper.settled()
             await run(Lane.DISK, upper.close)
             await run(Lane.DISK, OverlayDisk.delete, self.holder.directory, stems[-1])
+
+
+async def close_all(disks: Iterable[Disk]) -> None:
+    """Flush all disks at the end of a mount, and close those that no job holds, which closes its own when it is cancelled."""
+    for disk in disks:
+        disk.opens = 0
+        try:
+            await (disk.flush() if disk.jobs else disk.let_go())
+        except Exception as error:  # whatever it is, the other disks are flushed too
+            log.error("a disk could not be flushed disk=%s error=%s", disk.label, error)
 
 
 def _pair(layers: list[OverlayDisk]) -> MergingDisk:

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from imagefs.catalog import Catalog, CatalogImage
-from imagefs.disks.disk import Disk
+from imagefs.disks.disk import Disk, close_all
 from imagefs.disks.record import check_name
 from imagefs.disks.steps import explained, make_directory, move_to_trash, never_completed, purge, remove_strays
 from imagefs.errors import AlreadyExists, Busy, ImagefsError, InvalidInput, NotFound, StateDamaged, StoreUnavailable
@@ -220,31 +220,31 @@ class Instances:
     async def remove(self, name: str) -> None:
         """Remove an instance, purge its disks and detach its volumes. Raises NotFound, Busy while a disk is open."""
         instance = self.get(name)
-        async with instance.lock:
-            if self.by_name.get(name) is not instance:
-                raise NotFound(f"there is no instance '{name}'")
-            await self._check_closed(instance, lambda: [*instance.busy(), *self._attachments.busy(instance.record.volumes.values())], "remove it")
-            await self._creation.check_unused(instance.record)
-        # A merge of its layers may need the lock to come to an end.
-        await self._snapshots.stop(instance)
-        async with instance.lock:
-            if instance.removed:
-                raise NotFound(f"there is no instance '{name}'")
-            if instance.busy():
+        await self._snapshots.stop(instance)  # before the lock is held: a merge may need it to come to an end
+        try:
+            async with instance.lock:
+                await self._remove(instance)
+        finally:
+            if not instance.removed:
                 self._snapshots.resume([instance])
-                raise Busy(f"{instance.label} is in use: stop the guest first")
-            instance.removed = True
-            doomed = self._state.trash / instance.record.uuid
-            try:
-                await run(Lane.DISK, move_to_trash, instance.directory, doomed)
-            except OSError as error:
-                if instance.directory.exists():
-                    instance.removed = False
-                    self._snapshots.resume([instance])
-                else:  # it is only not known to be durable: the next mount would go on with it
-                    await self._forget(instance, doomed)
-                raise explained(error, f"{instance.label} cannot be removed") from error
-            await self._forget(instance, doomed)
+
+    async def _remove(self, instance: Instance) -> None:
+        if instance.removed:
+            raise NotFound(f"there is no instance '{instance.record.name}'")
+        self._snapshots.check_idle(instance)
+        await self._check_closed(instance, lambda: [*instance.busy(), *self._attachments.busy(instance.record.volumes.values())], "remove it")
+        await self._creation.check_unused(instance.record)
+        instance.removed = True
+        doomed = self._state.trash / instance.record.uuid
+        try:
+            await run(Lane.DISK, move_to_trash, instance.directory, doomed)
+        except OSError as error:
+            if instance.directory.exists():
+                instance.removed = False
+            else:  # it is only not known to be durable: the next mount would go on with it
+                await self._forget(instance, doomed)
+            raise explained(error, f"{instance.label} cannot be removed") from error
+        await self._forget(instance, doomed)
 
     async def _forget(self, instance: Instance, doomed: Path) -> None:
         """Let go of an instance that is in the trash, and of all that was its."""
@@ -266,14 +266,8 @@ class Instances:
             raise Busy(f"cannot {what}: {instance.label} is in use ({', '.join(names)} is open): stop the guest first")
 
     async def close(self) -> None:
-        """Flush all disks, and close those that no job holds, which closes its own when it is cancelled."""
-        for instance in self.by_name.values():
-            for disk in instance.disks.values():
-                disk.opens = 0
-                try:
-                    await (disk.flush() if disk.jobs else disk.let_go())
-                except Exception as error:  # whatever it is, the other disks are flushed too
-                    log.error("a disk could not be flushed instance=%s disk=%s error=%s", instance.record.name, disk.record.name, error)
+        """Flush all disks, and close those that no job holds."""
+        await close_all(disk for instance in self.by_name.values() for disk in instance.disks.values())
 
     @contextlib.asynccontextmanager
     async def _changing(self, instance: Instance) -> AsyncIterator[None]:

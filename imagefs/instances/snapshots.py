@@ -35,6 +35,8 @@ from imagefs.store.record import ImageRecord
 log = logging.getLogger(__name__)
 
 MERGE_RETRY_SECONDS: Final = 30.0
+LONGEST_MERGE_RETRY_SECONDS: Final = 3600.0
+"""Pauses before layers that could not be merged are tried again, the first and the longest: a full disk gets room, a damaged one does not heal."""
 FREEZE_SECONDS: Final = 10.0
 """How long the guest's agent may take to freeze its filesystems."""
 REQUEST_SECONDS: Final = 20.0
@@ -79,6 +81,8 @@ class Snapshots:
     def resume(self, instances: Iterable[Instance]) -> None:
         """Go on with what an earlier daemon has left: snapshots that were not stored yet, and layers that were not merged."""
         for instance in instances:
+            if instance.record.uuid in self._jobs:
+                continue
             state, root = instance.record.snapshot, instance.disks.get("vda")
             if (state is not None and state.running) or (root is not None and len(root.record.stems) > 1):
                 self._start(instance, None)
@@ -130,7 +134,7 @@ class Snapshots:
     def _check(self, instance: Instance, request: SnapshotRequest) -> None:
         if not instance.made:
             raise InvalidInput(f"{instance.label} has no disks yet: set its user.image first")
-        self._check_idle(instance)
+        self.check_idle(instance)
         root = instance.disks.get("vda")
         if root is not None and root.record.encrypted and not request.allow_plain:
             raise NotPermitted(f'{instance.label} is encrypted, and its snapshot would not be: say "allow_plain": true if that is meant')
@@ -186,10 +190,10 @@ class Snapshots:
 
     async def stop(self, instance: Instance) -> None:
         """End what goes on with an instance that is to be removed. Raises Busy while its snapshot is stored; `resume` undoes this."""
-        self._check_idle(instance)
+        self.check_idle(instance)
         await self._pause(instance)
 
-    def _check_idle(self, instance: Instance) -> None:
+    def check_idle(self, instance: Instance) -> None:
         """Raise Busy while a snapshot is taken or stored."""
         job, state = self._jobs.get(instance.record.uuid), instance.record.snapshot
         if (job is not None and job.capturing) or (state is not None and state.running):
@@ -255,6 +259,7 @@ class Snapshots:
 
     async def _merge(self, root: Disk) -> None:
         """Merge all layers into the first; what keeps it from that is tried again, for the layers are as good."""
+        pause = MERGE_RETRY_SECONDS
         while len(root.record.stems) > 1:
             try:
                 await root.take()
@@ -266,7 +271,8 @@ class Snapshots:
             except (ImagefsError, OSError) as error:
                 root.holder.error = f"the layers of {root.label} cannot be merged: {error}"
                 log.error("layers cannot be merged yet disk=%s error=%s", root.label, error)
-                await trio.sleep(MERGE_RETRY_SECONDS)
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_MERGE_RETRY_SECONDS)
 
     async def _store_snapshot(self, instance: Instance, capture: Capture) -> None:
         """Store what was captured; whatever hinders it for good makes the snapshot `killed`, with a reason, and leaves nothing in the store."""

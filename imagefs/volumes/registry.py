@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import trio
 
+from imagefs.disks.disk import close_all
 from imagefs.disks.record import DiskRecord, check_name
 from imagefs.disks.steps import explained, make_directory, move_to_trash, never_completed, purge, remove_strays
 from imagefs.errors import AlreadyExists, Busy, NotFound, StateDamaged
@@ -167,12 +168,7 @@ class Volumes:
 
     async def close(self) -> None:
         """Flush and close all disks."""
-        for volume in self.by_name.values():
-            volume.disk.opens = 0
-            try:
-                await volume.disk.let_go()
-            except Exception as error:  # whatever it is, the other disks are flushed too
-                log.error("a volume could not be flushed volume=%s error=%s", volume.record.name, error)
+        await close_all(volume.disk for volume in self.by_name.values())
 
 
 def _overlay_size(directory: Path, disk: DiskRecord) -> int:

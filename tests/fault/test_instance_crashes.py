@@ -18,7 +18,7 @@ from imagefs.catalog import Catalog, CatalogImage
 from imagefs.config import InstancesConfig
 from imagefs.disks.disk import Disk
 from imagefs.disks.record import DiskRecord
-from imagefs.errors import ImagefsError
+from imagefs.errors import Busy, ImagefsError, LayerFrozen
 from imagefs.flavors import make_flavor
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import ADMIN
@@ -294,3 +294,36 @@ async def test_a_layer_that_cannot_be_made_changes_nothing(tmp_path: Path) -> No
         again = registry(state)
         assert len(again.get("web1").disks["vda"].record.stems) == 1
         nothing_else(state, again)
+
+
+async def test_a_write_to_a_disk_that_stays_frozen_is_refused(tmp_path: Path) -> None:
+    """A top layer that takes no writes, which cannot be, gives an error: trying again without end would stop every guest."""
+    disk = (await make(registry(tmp_path), plain=True)).disks["vda"]
+    await disk.hold()
+    (await disk.ready()).freeze()
+    with trio.fail_after(5), pytest.raises(LayerFrozen):
+        await disk.write(0, b"x" * BLOCK)
+    await disk.let_go()
+
+
+async def test_a_removal_that_is_refused_lets_the_merge_go_on(tmp_path: Path) -> None:
+    """Rmdir of an instance whose disk is open, or whose volume is, is Busy, and its layers are merged all the same; then it goes."""
+    async with trio.open_nursery() as nursery:
+        images = cast("Any", Images())
+        instances = instances_of(StateDirectory(tmp_path), catalog=images, library=images, nursery=nursery)
+        instance = await make(instances, plain=True)
+        disk = instance.disks["vda"]
+        await disk.hold()
+        await disk.take()
+        await disk.add_layer(keeper(instance))
+        await disk.write(0, b"x" * BLOCK)
+        await disk.release()
+        with pytest.raises(Busy, match="vda"):
+            await instances.remove("web1")
+        with trio.fail_after(10):
+            await instances._snapshots._jobs[instance.record.uuid].ended.wait()
+        assert len(disk.record.stems) == 1
+        assert await (await disk.ready()).read(0, BLOCK) == b"x" * BLOCK
+        await disk.let_go()
+        await instances.remove("web1")
+        assert list((tmp_path / "instances").iterdir()) == []

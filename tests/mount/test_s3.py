@@ -307,6 +307,8 @@ def test_a_snapshot_survives_a_store_that_breaks_off(cloud: Cloud) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert cloud.proxy.injected > 0
+        expect(errno.EBUSY, os.rmdir, vda.parent)
+        expect(errno.EBUSY, request, vda.parent, "another")
         cloud.proxy.clear()
         found = finished(vda.parent)
         assert (cloud.root / "raw" / found["id"]).read_bytes() == cloud.disk[:4096] + b"before" + cloud.disk[4102:]
