@@ -1,4 +1,4 @@
-"""This module is the least that pyfuse3 can do: one file with constant attributes, whose reads are one pread each. imagefs is measured against it.
+"""This module is the least that pyfuse3 can do: one file with constant attributes, one pread or pwrite a request. imagefs is measured against it.
 
 `python tools/bare_loop.py FILE MOUNTPOINT` shows FILE as MOUNTPOINT/file until it is unmounted
 """
@@ -23,7 +23,7 @@ TIMEOUT: Final = 300.0
 
 
 class BareLoop(pyfuse3.Operations):
-    """A directory with one read-only file."""
+    """A directory with one file."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class BareLoop(pyfuse3.Operations):
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
-        entry.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o444 if inode == INODE else stat.S_IFDIR | 0o555)
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o644 if inode == INODE else stat.S_IFDIR | 0o555)
         entry.st_size = self._size if inode == INODE else 0
         entry.attr_timeout = entry.entry_timeout = TIMEOUT
         return entry
@@ -57,10 +57,16 @@ class BareLoop(pyfuse3.Operations):
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         return os.pread(self._descriptor, size, off)
 
+    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        return os.pwrite(self._descriptor, buf, off)
+
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        os.fdatasync(self._descriptor)
+
 
 def main(file: Path, mountpoint: Path) -> None:
     """Mount and serve until the mount is gone."""
-    pyfuse3.init(BareLoop(os.open(file, os.O_RDONLY)), str(mountpoint), {"fsname=bare-loop"})
+    pyfuse3.init(BareLoop(os.open(file, os.O_RDWR)), str(mountpoint), {"fsname=bare-loop"})
     try:
         trio.run(pyfuse3.main)
     finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -20,6 +21,15 @@ DELAY: Final = 0.030
 RATE: Final = 125_000_000.0
 """1 Gb/s in bytes."""
 BUCKET: Final = "images"
+
+
+def drop_caches() -> None:
+    """Write back and forget what the host's page cache has, so that what is read next comes from disks. Raises Failed without the privilege."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+    except OSError as error:
+        raise Failed(f"the page cache could not be dropped, and without that nothing is cold: {error.strerror}; run tools/bench as root") from error
 
 
 @contextlib.contextmanager

@@ -1,38 +1,38 @@
-"""This module is a network link to measure over: a relay on loopback with a time to the first byte and a bandwidth.
+"""This module is a network link to measure over: a relay on loopback with a time to the first byte, a bandwidth, and faults on demand.
 
-It counts what passes, so that a measurement need not believe the program that it measures.
+It counts what passes, so that a measurement need not believe the program that it measures. The relay is a process of its own
+(`tools.relay`), so that relaying takes nothing from the measurement's interpreter.
 """
 
-import contextlib
-import socket
+import dataclasses
+import json
+import subprocess
+import sys
 import threading
-import time
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import IO, Any, Self, cast
 from urllib.parse import urlsplit
 
-CHUNK: Final = 256 * 1024
+from tools.faults import Counts, Faults
 
 
 class Link:
-    """A running relay to the HTTP server at `upstream`; `delay` in seconds is added to each request, `rate` is in bytes/s towards the client."""
+    """A running relay to the HTTP server at `upstream`; `delay` in seconds is added to each request, `rate` is in bytes/s towards the clients."""
 
     def __init__(self, upstream: str, *, delay: float, rate: float) -> None:
+        """Start it. Raises RuntimeError if it does not start; what it said is on standard error."""
         target = urlsplit(upstream)
-        self._target = (target.hostname or "", target.port or 80)
-        self._delay = delay
-        self._rate = rate
+        words = [sys.executable, "-m", "tools.relay", target.hostname or "", str(target.port or 80), str(delay), str(rate)]
+        self._process = subprocess.Popen(words, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._commands = cast("IO[bytes]", self._process.stdin)
+        self._answers = cast("IO[bytes]", self._process.stdout)
         self._lock = threading.Lock()
-        self._free_at = 0.0
-        self.received = 0
-        """Bytes that went to the client, headers included."""
-        self.requests = 0
-        self.data_requests = 0
-        """Requests for an image's data."""
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.endpoint_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        port = self._answers.readline().strip()
+        if not port:
+            self.stop()
+            raise RuntimeError("the link's relay did not start; what it said is above")
+        self.endpoint_url = f"http://127.0.0.1:{int(port)}"
 
     def __enter__(self) -> Self:
         return self
@@ -40,59 +40,61 @@ class Link:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    def counts(self) -> Counts:
+        """Return what has passed so far."""
+        return self._command({})
+
+    @property
+    def received(self) -> int:
+        """Bytes that went to clients, headers included."""
+        return self.counts().received
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return self.counts().requests
+
+    @property
+    def data_requests(self) -> int:
+        """Requests for an image's data."""
+        return self.counts().data_requests
+
+    def faults(self, faults: Faults) -> None:
+        """From now on let requests go wrong; `Faults()` is for none."""
+        self._command({"faults": dataclasses.asdict(faults)})
+
+    def down(self, seconds: float) -> None:
+        """Break all connections, and refuse new ones for so many seconds. Returns at once."""
+        self._command({"down": seconds})
+
+    def shape(self, *, delay: float, rate: float) -> None:
+        """Change the link's delay and rate."""
+        self._command({"delay": delay, "rate": rate})
+
+    def ranges(self) -> list[tuple[str, int, int, bool]]:
+        """Return the ranges of data that were asked for since this was last called: path, start, end, and whether all of it has passed."""
+        found = self._ask({"ranges": True})["ranges"]
+        return [(path, start, end, answered >= end - start) for path, start, end, answered in found]
+
     def stop(self) -> None:
-        """Take no more connections; the open ones end with their clients."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join()
+        """End the relay and all its connections."""
+        self._commands.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._answers.close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+    def _command(self, command: dict[str, Any]) -> Counts:
+        return Counts(**self._ask(command))
 
-    def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError), socket.create_connection(self._target) as server:
-            for end in (client, server):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            answered = threading.Event()
-            answered.set()
-            back = threading.Thread(target=self._answers, args=(server, client, answered), daemon=True)
-            back.start()
-            while body := client.recv(CHUNK):
-                if answered.is_set():  # what comes first after an answer begins a request
-                    answered.clear()
-                    self._count(body)
-                    time.sleep(self._delay)
-                server.sendall(body)
-            server.shutdown(socket.SHUT_WR)
-            back.join()
-
-    def _answers(self, server: socket.socket, client: socket.socket, answered: threading.Event) -> None:
-        with contextlib.suppress(OSError):
-            while body := server.recv(CHUNK):
-                answered.set()
-                self._pace(len(body))
-                client.sendall(body)
-            client.shutdown(socket.SHUT_WR)
-
-    def _count(self, head: bytes) -> None:
-        line = head.partition(b"\r\n")[0]
-        if b" HTTP/1." not in line:
-            return  # a body that was held back until the server said that it may come
+    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
-            self.requests += 1
-            self.data_requests += line.startswith(b"GET ") and b"/data" in line
-
-    def _pace(self, length: int) -> None:
-        """Wait until the link has room for `length` bytes after all that were sent before."""
-        with self._lock:
-            self.received += length
-            now = time.monotonic()
-            self._free_at = max(now, self._free_at) + length / self._rate
-            wait = self._free_at - now
-        time.sleep(wait)
+            self._commands.write(json.dumps(command).encode() + b"\n")
+            self._commands.flush()
+            answer = self._answers.readline()
+        if not answer:
+            raise RuntimeError("the link's relay has ended; what it said is above")
+        said: dict[str, Any] = json.loads(answer)
+        return said

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, AnyStr, Final
 
 COMMAND_TIMEOUT: Final = 900.0
 """Seconds that one command may take: storing an image is the longest."""
@@ -133,7 +133,7 @@ def image_info(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def ended(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
+def ended(process: "subprocess.Popen[AnyStr]") -> Iterator["subprocess.Popen[AnyStr]"]:
     """Hold a process, and end it when the block ends if it has not ended by itself."""
     try:
         yield process

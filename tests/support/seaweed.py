@@ -42,15 +42,16 @@ class Seaweed:
         self.endpoint_url = f"http://127.0.0.1:{port}"
 
     @classmethod
-    def start(cls, directory: Path) -> Self:
+    def start(cls, directory: Path, *, anonymous_bucket: str = "") -> Self:
         """Start a server with its files in `directory` and return when it has stored and returned an object.
 
-        Raises RuntimeError, with the end of its log, if it does not within READY_TIMEOUT seconds.
+        Anybody may read the anonymous bucket, without keys and by HEAD too. Raises RuntimeError, with the end of its log, if it does not
+        within READY_TIMEOUT seconds.
         """
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
         for _ in range(STARTS):
-            server = cls._spawn(directory)
+            server = cls._spawn(directory, anonymous_bucket)
             try:
                 if server._wait_until_ready():
                     return server
@@ -100,9 +101,9 @@ class Seaweed:
         self.stop()
 
     @classmethod
-    def _spawn(cls, directory: Path) -> Self:
+    def _spawn(cls, directory: Path, anonymous_bucket: str) -> Self:
         ports = _free_ports(8)
-        identities = [
+        identities: list[dict[str, Any]] = [
             {
                 "name": "all",
                 "credentials": [{"accessKey": cls.access_key, "secretKey": cls.secret_key}],
@@ -110,6 +111,8 @@ class Seaweed:
             },
             {"name": "reader", "credentials": [{"accessKey": cls.reader_key, "secretKey": cls.reader_secret}], "actions": ["Read", "List"]},
         ]
+        if anonymous_bucket:
+            identities.append({"name": "anonymous", "actions": [f"Read:{anonymous_bucket}"]})
         (directory / "s3.json").write_text(json.dumps({"identities": identities}), encoding="utf-8")
         command = [str(_weed()), "-logtostderr=true", "server", *_options(directory, ports)]
         setpriv = shutil.which("setpriv")
