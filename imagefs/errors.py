@@ -21,6 +21,7 @@
     ├── StateDamaged         a record in the state directory fails its checksum
     └── StoreError           the store did not deliver
         ├── StoreUnavailable for now: refused connection, time-out, 5xx, broken body
+        │   └── StoreBusy    it asks for fewer requests
         ├── StoreRefused     for good: credentials, permissions, no such bucket
         ├── VersionChanged   the object is not the one that was opened any more
         ├── WrongBytes       length or digest differ from what the record says
@@ -119,6 +120,14 @@ class StoreError(ImagefsError):
 
 class StoreUnavailable(StoreError):
     """The store does not answer for now; the same request may succeed later."""
+
+
+class StoreBusy(StoreUnavailable):
+    """The store answers, and asks for fewer requests; `retry_after` is how many seconds it wants to be left alone, 0 if it does not say."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StoreRefused(StoreError):

@@ -8,18 +8,20 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
 
-from imagefs.catalog import FILE_NAME_LIMIT, Catalog, CatalogImage, Snapshot, file_name, file_names, newest_active
+from imagefs.catalog import FILE_NAME_LIMIT, Catalog, CatalogImage, FileNames, Snapshot, file_name, newest_active
 from imagefs.errors import NotFound, StoreError
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity, IdentityMap
 from imagefs.properties.access import Access
 from imagefs.properties.view import XATTR_VALUE_LIMIT, as_xattrs, listing_line
-from imagefs.store.record import is_image_id
+from imagefs.scroll import Scroll
+from imagefs.store.record import ImageRecord, is_image_id
+from imagefs.verdicts import Verdicts
 
 SIGHTS: Final = 256
 """Identities whose sights are kept; the one that was not asked for longest is made anew when it comes back."""
@@ -33,12 +35,21 @@ QUESTIONS: Final = 32
 """Ids that no look has found which an identity may ask the store about at once; admins may ask about any number."""
 QUESTIONS_PER_SECOND: Final = 2.0
 """And from then on. Beyond that they are not there until the next look finds them: who tries out ids must not load the store for all."""
-BREATH: Final = 256
-"""Images that are looked at before other requests have their turn."""
+BREATH: Final = 64
+"""Images that are looked at before other requests have their turn: 3 ms where each has to be unpacked and judged."""
+LISTS: Final = 16
+"""Identities whose lists and names are kept ready: of 100,000 images they take 6 MB. Those of others are put together again, from what is known
+of each image."""
+_JUDGED, _SEEN, _WEIGHED, _LISTED, _HIDDEN = 1, 2, 4, 8, 16
+"""What is known of an image: whether `sees` was answered, and the answer; whether `_lists` was, the answer, and whether the image is hidden."""
 
 
 CACHED: Final = "user.imagefs.cached"
 """Listed with the others; what it says changes all the time, and is for the file to find out."""
+PREFETCH: Final = "user.imagefs.prefetch"
+"""The same, for who may fill the cache: the policy cache_image."""
+PIN: Final = "user.imagefs.pin"
+"""The same, for who may manage it: the policy manage_image_cache."""
 OMITTED: Final = "user.imagefs.omitted"
 MEMBERS: Final = "user.imagefs.members"
 
@@ -56,50 +67,52 @@ class Attributes:
 class Sight:
     """What one identity sees of the catalog under one set of rules. All methods run on the event loop."""
 
-    def __init__(self, identity: Identity, access: Access, catalog: Catalog) -> None:
-        """Take who looks, the rules, and what there is."""
+    def __init__(self, identity: Identity, access: Access, catalog: Catalog, keep: Callable[["Sight"], None] = lambda sight: None) -> None:
+        """Take who looks, the rules, and what there is. `keep` is called when there are lists; `drop_lists` may follow."""
         self.identity = identity
         self.access = access
         self._catalog = catalog
-        self._seen: dict[str, tuple[CatalogImage, bool]] = {}
-        self._listable: dict[str, tuple[CatalogImage, bool]] = {}
+        self._keep = keep
+        self._verdicts = Verdicts()
         self._views: dict[str, tuple[CatalogImage, Attributes]] = {}
         self._listed: tuple[Snapshot, list[CatalogImage]] | None = None
         self._names: tuple[Snapshot, dict[str, str]] | None = None
+        self._making, self._naming = trio.Lock(), trio.Lock()
         self._questions, self._counted_at = float(QUESTIONS), 0.0
         self.listing_lock = trio.Lock()
         """For who calls `listing`: many at once would take as many times its room."""
 
     def sees(self, image: CatalogImage) -> bool:
         """Tell whether the identity sees the image, by its id if not in lists."""
-        image_id = image.record.id
-        known = self._seen.get(image_id)
-        if known is not None and known[0] is image:
-            return known[1]
-        if len(self._seen) > 2 * len(self._catalog.snapshot.images) + BREATH:  # images that are gone
-            self._seen.clear()
-            self._listable.clear()
-        answer = self.access.sees(self.identity, image.record)
-        self._seen[image_id] = (image, answer)
-        return answer
+        known = self._verdicts.of(image.number)
+        if not known & _JUDGED:
+            self._verdicts.trim(len(self._catalog.snapshot.images))
+            known = _JUDGED | (_SEEN if self.access.sees(self.identity, image.record) else 0)
+            self._verdicts.add(image.number, known)
+        return bool(known & _SEEN)
 
-    def _lists(self, image: CatalogImage) -> bool:
-        """Tell whether the default listing has the image, or would if it were not hidden: asked again of all whenever one has changed."""
-        record = image.record
-        known = self._listable.get(record.id)
-        if known is None or known[0] is not image:
-            answer = self.sees(image) and self.access.lists(self.identity, record, hidden=record.os_hidden)
-            known = self._listable[record.id] = (image, answer)
-        return known[1]
+    def _weighed(self, image: CatalogImage) -> int:
+        """Return what is known of the image, now that it is known whether the default listing has it, or would if it were not hidden."""
+        known = self._verdicts.of(image.number)
+        if not known & _WEIGHED:
+            record = image.record
+            listed = self.sees(image) and self.access.lists(self.identity, record, hidden=record.os_hidden)
+            self._verdicts.add(image.number, _WEIGHED | (_LISTED if listed else 0) | (_HIDDEN if record.os_hidden else 0))
+            known = self._verdicts.of(image.number)
+        return known
+
+    def drop_lists(self) -> None:
+        """Let go of what can be put together again."""
+        self._listed = self._names = None
 
     def check(self, image: CatalogImage) -> None:
         """Raise NotFound unless the identity sees the image: with the words for an image that does not exist."""
         if not self.sees(image):
-            raise NotFound(f"there is no image {image.record.id}")
+            raise NotFound(f"there is no image {image.id}")
 
     def xattrs(self, image: CatalogImage) -> Attributes:
         """Return the image's attributes that the identity may read. The caller has checked that it sees the image."""
-        image_id = image.record.id
+        image_id = image.id
         known = self._views.get(image_id)
         if known is not None and known[0] is image:
             return known[1]
@@ -124,7 +137,11 @@ class Sight:
         if omitted:
             xattrs[OMITTED] = str(omitted).encode()
         by_name = {os.fsencode(name): value for name, value in xattrs.items()}
-        return Attributes(xattrs | {CACHED: b""}, (*by_name, CACHED.encode()), by_name)
+        live = [CACHED]
+        live += [
+            name for name, policy in ((PREFETCH, "cache_image"), (PIN, "manage_image_cache")) if self.access.allows(policy, self.identity, record)
+        ]
+        return Attributes(xattrs | dict.fromkeys(live, b""), (*by_name, *map(str.encode, live)), by_name)
 
     async def find(self, image_id: str) -> CatalogImage:
         """Return an image that the identity sees, asking the store for one that no look has found yet.
@@ -159,27 +176,42 @@ class Sight:
 
     async def listed(self) -> Sequence[CatalogImage]:
         """Return the images of the default listing, in any order."""
-        snapshot = self._catalog.snapshot
-        if self._listed is None or self._listed[0] is not snapshot:
-            images = []
-            for count, image in enumerate(snapshot.images.values(), 1):
-                if self._lists(image) and not image.record.os_hidden:
-                    images.append(image)
-                if count % BREATH == 0:
-                    await trio.lowlevel.checkpoint()
-            self._listed = (snapshot, images)
-        return self._listed[1]
+        return (await self._lists())[1]
+
+    async def _lists(self) -> tuple[Snapshot, list[CatalogImage]]:
+        """Return the images of the default listing, and as of which state of the catalog."""
+        async with self._making:  # one at a time: who comes next finds it done
+            made, snapshot = self._listed, self._catalog.snapshot
+            if made is None or made[0] is not snapshot:
+                images = []
+                for count, image in enumerate(snapshot.images.values(), 1):
+                    if self._weighed(image) & (_LISTED | _HIDDEN) == _LISTED:
+                        images.append(image)
+                    if count % BREATH == 0:
+                        await trio.lowlevel.checkpoint()
+                made = self._listed = (snapshot, images)
+                self._keep(self)
+        return made
 
     async def names(self) -> dict[str, str]:
         """Return names/ as the identity sees it: from file names to image ids.
 
         Only what is in its lists has a name: else anybody's community image could take the name of another.
         """
-        images = await self.listed()
-        snapshot = self._catalog.snapshot if self._listed is None else self._listed[0]
-        if self._names is None or self._names[0] is not snapshot:
-            self._names = (snapshot, file_names(images))
-        return self._names[1]
+        async with self._naming:
+            snapshot, images = await self._lists()
+            named = self._names
+            if named is None or named[0] is not snapshot:
+                names = FileNames()
+                for count, image in enumerate(images, 1):
+                    names.add(image)
+                    if count % BREATH == 0:
+                        await trio.lowlevel.checkpoint()
+                for count, _ in enumerate(names.finish(), 1):
+                    if count % BREATH == 0:
+                        await trio.lowlevel.checkpoint()
+                named = self._names = (snapshot, names.by_name)
+        return named[1]
 
     async def resolve(self, name: str) -> CatalogImage:
         """Return the image that a caller means by an id, by a name as names/ shows it, or by one that is cut there. Raises NotFound, StoreError.
@@ -191,28 +223,28 @@ class Sight:
         names = await self.names()
         image_id = names.get(file_name(name)) or names.get(name)
         if image_id is None and len(file_name(name).encode()) > FILE_NAME_LIMIT:
-            group = [image for image in await self.listed() if image.record.name == name]
-            image_id = newest_active(group).record.id if group else None
+            group = [image for image in await self.listed() if image.name == name]
+            image_id = newest_active(group).id if group else None
         image = self._catalog.snapshot.images.get(image_id) if image_id is not None else None
         if image is None or not self.sees(image):
             raise NotFound(f"there is no image with the id or name '{name}': see imagefs image list")
         return image
 
-    async def listing(self) -> bytes:
+    async def listing(self) -> Scroll:
         """Return a line of JSON for every image that the identity sees, those in no list included."""
-        lines = []
+        lines = Scroll()
         for count, image in enumerate(list(self._catalog.snapshot.images.values()), 1):
             if self.sees(image):
                 record = image.record
                 readable = self.access.readable(self.identity, record)
-                lines.append(listing_line(record, readable, self._lists(image), self._membership(image)))
+                lines.append(listing_line(record, readable, bool(self._weighed(image) & _LISTED), self._membership(record)))
             if count % BREATH == 0:
                 await trio.lowlevel.checkpoint()
-        return b"".join(lines)
+        return lines
 
-    def _membership(self, image: CatalogImage) -> str | None:
+    def _membership(self, record: ImageRecord) -> str | None:
         project = self.identity.project_id
-        return next((member.status for member in image.record.members if member.project_id == project), None)
+        return next((member.status for member in record.members if member.project_id == project), None)
 
 
 class Sights:
@@ -225,7 +257,8 @@ class Sights:
         self._common = common
         self._sights: collections.OrderedDict[Identity, Sight] = collections.OrderedDict()
         self._of: dict[int, tuple[Caller, Sight]] = {}  # by object: there is one for each uid and gid, for seconds
-        self._public: dict[str, tuple[CatalogImage, bool]] = {}
+        self._public = Verdicts()
+        self._with_lists: collections.OrderedDict[int, Sight] = collections.OrderedDict()
         self.access = access
         self._loads = 0
 
@@ -249,7 +282,7 @@ class Sights:
         """Return what the identity sees."""
         found = self._sights.get(identity)
         if found is None:
-            found = self._sights[identity] = Sight(identity, self.access, self._catalog)
+            found = self._sights[identity] = Sight(identity, self.access, self._catalog, self._keep_lists)
             if len(self._sights) > SIGHTS:
                 self._sights.popitem(last=False)
         else:
@@ -266,16 +299,22 @@ class Sights:
         self._loads += 1
         self._sights.clear()
         self._of.clear()
-        self._public.clear()
+        self._with_lists.clear()
+        self._public = Verdicts()
 
     def is_public(self, image: CatalogImage) -> bool:
         """Tell whether every caller sees the image, so that the kernel may keep its name and attributes for all of them."""
-        image_id = image.record.id
-        known = self._public.get(image_id)
-        if known is not None and known[0] is image:
-            return known[1]
-        if len(self._public) > 2 * len(self._catalog.snapshot.images) + BREATH:
-            self._public.clear()
-        answer = len(self._common) <= COMMON_LIMIT and all(self.sight(identity).sees(image) for identity in self._common)
-        self._public[image_id] = (image, answer)
-        return answer
+        known = self._public.of(image.number)
+        if not known:
+            self._public.trim(len(self._catalog.snapshot.images))
+            everybody = len(self._common) <= COMMON_LIMIT and all(self.sight(identity).sees(image) for identity in self._common)
+            known = _JUDGED | (_SEEN if everybody else 0)
+            self._public.add(image.number, known)
+        return bool(known & _SEEN)
+
+    def _keep_lists(self, sight: Sight) -> None:
+        """Take note of who has made lists; who made them longest ago lets go of them."""
+        self._with_lists.pop(id(sight), None)
+        self._with_lists[id(sight)] = sight
+        if len(self._with_lists) > LISTS:
+            self._with_lists.popitem(last=False)[1].drop_lists()

@@ -4,6 +4,8 @@
     DIR/imagefs.log          what a daemon in the background has to say
     DIR/catalog.db           the catalog's records by version (imagefs-state(5))
     DIR/cache/               the disk cache (imagefs-cache(5))
+    DIR/pins                 images whose caches are evicted last (imagefs-state(5))
+    DIR/profiles/<image-id>  what boots from an image read (imagefs-profile(5))
     DIR/instances/<uuid>/    one instance: its record and its disks (imagefs-state(5), imagefs-overlay(5))
     DIR/volumes/<uuid>/      one volume: its record and its disk (imagefs-state(5), imagefs-overlay(5))
     DIR/direct/<uuid>/       vda of an instance whose disk_format is qcow2, for its owner to open
@@ -40,6 +42,16 @@ class StateDirectory:
     def cache(self) -> Path:
         """The directory of the disk cache."""
         return self.path / "cache"
+
+    @property
+    def profiles(self) -> Path:
+        """The directory of the boot profiles; made with the first of them."""
+        return self.path / "profiles"
+
+    @property
+    def pins(self) -> Path:
+        """The record of pinned images."""
+        return self.path / "pins"
 
     @property
     def instances(self) -> Path:

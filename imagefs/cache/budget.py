@@ -10,6 +10,7 @@ import trio
 from imagefs.cache.invariants import require
 from imagefs.cache.unit_map import groups_of
 from imagefs.units import MIB, UNIT
+from imagefs.urgency import Urgency
 
 PAGE: Final = 4096
 """A page of a map, and the filesystem's block."""
@@ -52,9 +53,12 @@ class Account:
         self._measure = measure
         self.remeasure()
 
-    async def reserve(self, cost: int) -> bool:
-        """Reserve `cost` bytes, making room first if need be; return whether there is room. Safe to cancel."""
-        return await self._budget.reserve(self, cost)
+    async def reserve(self, cost: int, urgency: Urgency = Urgency.DEMAND) -> bool:
+        """Reserve `cost` bytes, making room first if need be; return whether there is room. Safe to cancel.
+
+        What may go for it depends on the urgency: see `CacheRoot`.
+        """
+        return await self._budget.reserve(self, cost, urgency)
 
     def add(self, cost: int) -> None:
         """Reserve without asking: the budget's part of reserving."""
@@ -102,10 +106,13 @@ class Budget:
         self._admitted = 0  # since free space was looked at
         self._accounts: set[Account] = set()
         self._evicting = trio.Lock()
-        self._make_room: Callable[[int], Awaitable[int]] | None = None
+        self._make_room: Callable[[int, Urgency], Awaitable[int]] | None = None
 
-    def attach(self, path: Path, make_room: Callable[[int], Awaitable[int]]) -> None:
-        """Take the directory on the filesystem that the floor is about, and what frees about that many bytes and returns how many."""
+    def attach(self, path: Path, make_room: Callable[[int, Urgency], Awaitable[int]]) -> None:
+        """Take the directory on the filesystem that the floor is about, and what frees about that many bytes and returns how many.
+
+        It is told how urgent it is: little goes for what nobody waits for.
+        """
         self._path = path
         self._make_room = make_room
         self._look()
@@ -143,7 +150,7 @@ class Budget:
         self._admitted += cost
         return True
 
-    async def reserve(self, account: Account, cost: int) -> bool:
+    async def reserve(self, account: Account, cost: int, urgency: Urgency = Urgency.DEMAND) -> bool:
         """Charge `cost` to the account, making room first if need be; return whether there is room. Safe to cancel."""
         if self.try_reserve(account, cost):
             return True
@@ -152,15 +159,18 @@ class Budget:
         # One at a time: two that make room for themselves would each evict for both.
         async with self._evicting:
             while not self.try_reserve(account, cost):
-                if not await self._free(cost):
+                if not await self._free(cost, urgency):
                     return False
         return True
 
     async def trim(self) -> None:
-        """Make room until what is used is within the limit, as far as there is something to evict."""
+        """Make room until what is used is within the limit and the floor is kept, as far as there is something to evict.
+
+        For others who fill the disk: who stores nothing new looks at the floor here only.
+        """
         async with self._evicting:
             self._look()
-            while self.shortage() > 0 and await self._free(0):
+            while self.shortage() > 0 and await self._free(0, Urgency.DEMAND):
                 pass
 
     def check_invariants(self) -> None:
@@ -168,7 +178,7 @@ class Budget:
         require(self.used == self.closed + sum(account.charged for account in self._accounts), "`used` is the sum of its parts")
         require(all(0 <= account.in_flight <= account.charged for account in self._accounts), "what is in flight is charged")
 
-    async def _free(self, cost: int) -> bool:
+    async def _free(self, cost: int, urgency: Urgency) -> bool:
         """Free at least something towards `cost`; return whether that was possible."""
         # Reservations are upper bounds; what was really written may be less.
         for account in self._accounts:
@@ -177,7 +187,7 @@ class Budget:
         missing = self.shortage(cost)
         if missing <= 0:
             return True
-        return self._make_room is not None and await self._make_room(missing) > 0
+        return self._make_room is not None and await self._make_room(missing, urgency) > 0
 
     def _look(self) -> None:
         """Learn how much of the filesystem is free. One system call on a local disk: it does not wait."""

@@ -1,27 +1,27 @@
 """This module is the cache as its readers see it: a Source over one address space of one image version that fills itself."""
 
+import contextlib
 import errno
-import logging
-import os
+from collections.abc import Iterator
 from typing import Final
 
 import trio
 
 from imagefs import threads
-from imagefs.cache.budget import fill_cost, unit_cost
+from imagefs.aio.reader import Reader
+from imagefs.cache.demand import Demand
 from imagefs.cache.filler import UnitFiller
-from imagefs.cache.flight import Blame, Fill, Flight
-from imagefs.cache.geometry import FILL_UNITS, REGION_UNITS, assemble, clipped, plan_fill, unit_span, without_units
+from imagefs.cache.geometry import REGION_UNITS, assemble, clipped, unit_span, without_units
 from imagefs.cache.invariants import require
 from imagefs.cache.memory import Memory
+from imagefs.cache.readahead import ReadAhead
 from imagefs.cache.shelf import Shelf
-from imagefs.cache.unit_map import ABSENT, DATA, ZERO
-from imagefs.errors import ImagefsError, StoreUnavailable
+from imagefs.cache.supply import Supply
+from imagefs.cache.unit_map import ABSENT, DATA, UNKNOWN, ZERO
 from imagefs.extents import Extents
 from imagefs.threads import Lane
 from imagefs.units import UNIT
-
-log = logging.getLogger(__name__)
+from imagefs.urgency import Urgency
 
 _UNIT_SHIFT: Final = UNIT.bit_length() - 1
 _REGION_SHIFT: Final = (UNIT * REGION_UNITS).bit_length() - 1
@@ -35,18 +35,18 @@ class UnitCache:
     - Fills belong to the cache and not to the reader who caused them: cancelling a reader leaves them running.
     """
 
-    def __init__(self, shelf: Shelf, filler: UnitFiller, nursery: trio.Nursery, memory: Memory) -> None:
-        """Take the shelf (which several caches of the same bytes may share), what fills it, where fills run, and their memory."""
+    def __init__(self, shelf: Shelf, filler: UnitFiller, nursery: trio.Nursery, memory: Memory, demand: Demand) -> None:
+        """Take the shelf (which several caches of the same bytes may share), what fills it, where fills run, their memory, and who waits."""
         self._shelf = shelf
         self._filler = filler
-        self._nursery = nursery
-        self._memory = memory
+        self._supply = Supply(shelf, filler, nursery, memory, demand)
+        self._read_ahead = ReadAhead(shelf.unit_count)
+        self._foreseen = 0
         # Of the shelf, once more, for the hot path: the same objects, which are changed in place.
         self._size = shelf.size
         self._states = shelf.states
         self._touched = shelf.touched
-        self._descriptor = shelf.descriptor
-        self._nowait = os.RWF_NOWAIT
+        self._reader = Reader(shelf.descriptor)
 
     @property
     def size(self) -> int:
@@ -57,6 +57,11 @@ class UnitCache:
     def name(self) -> str:
         """What the cache is called in messages, and its directory below the cache's."""
         return self._shelf.name
+
+    @property
+    def shelf(self) -> Shelf:
+        """What is known of the units, for who examines the cache as a whole."""
+        return self._shelf
 
     @property
     def storing(self) -> bool:
@@ -97,29 +102,26 @@ class UnitCache:
                 return None
             self._touched[offset >> _REGION_SHIFT] = 1
             self._touched[(offset + length - 1) >> _REGION_SHIFT] = 1
-        body = bytearray(length)
         try:
-            if os.preadv(self._descriptor, (body,), offset, self._nowait) == length:
-                return body
-        except BlockingIOError:
+            return self._reader.nowait(length, offset)
+        except OSError:
             return None
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                # tmpfs, for one, does not know RWF_NOWAIT, and needs it least: from now on without.
-                self._nowait = 0
-        return None
 
     async def read(self, offset: int, length: int) -> bytes | bytearray:
-        """As Source says: fetches what is missing with the rest of its window; many readers of one unit share one fetch."""
+        """As Source says: fetches what is missing, with what is probably wanted next; many readers of one unit share one fetch."""
         length = clipped(offset, length, self._size)
         if not length:
             return b""
         units = unit_span(offset, length)
         with self._shelf.reading(units):
+            window_end = units.stop
+            fresh = min(self._states[units.start : units.stop]) < DATA
+            if fresh:
+                window_end = await self._look_ahead(units)
             while True:
-                loose = await self._bring(units)
+                loose = await self._supply.bring(units, window_end)
                 try:
-                    return await self._collect(offset, length, loose)
+                    return await self._collect(offset, length, loose, fresh=fresh)
                 except OSError as error:
                     self._shelf.abandon(error)
 
@@ -131,19 +133,56 @@ class UnitCache:
         found = await self._filler.extents(offset, length)
         return without_units(found, lambda unit: self._states[unit] == ZERO)
 
-    async def prefetch(self, offset: int, length: int) -> None:
-        """Bring a range here without reading it, 1 MiB at a time; does nothing where nothing is stored. Safe to cancel.
+    async def prefetch(self, offset: int, length: int, urgency: Urgency = Urgency.AHEAD) -> None:
+        """Bring a range here without reading it, several MiB at a time; does nothing where nothing is stored. Safe to cancel.
 
+        Each part takes its turn before its units count as on their way: a reader who wants one of them never waits for the parts before it.
         Raises StoreErrors and ImageRefused, as `read` does.
         """
         length = clipped(offset, length, self._size)
-        units = unit_span(offset, length) if length else range(0)
-        for first in range(units.start, units.stop, FILL_UNITS):
-            if not self.storing:
-                return
-            part = range(first, min(first + FILL_UNITS, units.stop))
-            with self._shelf.reading(part):
-                await self._bring(part)
+        if length:
+            await self._supply.prefetch(unit_span(offset, length), urgency)
+
+    @contextlib.contextmanager
+    def foreseen(self) -> Iterator[None]:
+        """Guess nothing for the time of the block: what readers will want is known, by a boot profile, and on its way."""
+        self._foreseen += 1
+        try:
+            yield
+        finally:
+            self._foreseen -= 1
+
+    def is_here(self, offset: int, length: int) -> bool:
+        """Tell whether all of a range is here, by what is known in memory: after a restart units count from their first touch on."""
+        length = clipped(offset, length, self._size)
+        if not length:
+            return True
+        units = unit_span(offset, length)
+        marks, states = self._shelf.marks, self._states
+        return min(states[units.start : units.stop]) >= DATA or all(
+            states[unit] >= DATA or (states[unit] == UNKNOWN and unit in marks and unit not in self._shelf.flights) for unit in units
+        )
+
+    def missing(self, offset: int, length: int) -> Extents:
+        """Return what of a range is neither here nor known to be on the disk, in whole units cut to the address space; no I/O.
+
+        After a restart all is missing of which nobody asked the map: see `missing_extents`.
+        """
+        length = clipped(offset, length, self._size)
+        runs = self._shelf.missing(unit_span(offset, length)) if length else ()
+        return [(run.start * UNIT, min(run.stop * UNIT, self._size)) for run in runs]
+
+    async def missing_extents(self, offset: int, length: int) -> Extents:
+        """Return what `missing` does, after asking the map on the disk about units that nobody looked at yet. Safe to cancel."""
+        length = clipped(offset, length, self._size)
+        if length:
+            await self._shelf.learn(unit_span(offset, length))
+        return self.missing(offset, length)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all units are here, proved by their checksums since the cache was opened or brought since then."""
+        return self._shelf.complete
 
     def keep(self, offset: int, length: int) -> None:
         """Evict this range only when nothing else is left, from now on: what a boot needs, for instance."""
@@ -156,44 +195,28 @@ class UnitCache:
         require(self._states is self._shelf.states and self._touched is self._shelf.touched, "the hot path looks at the shelf's own states")
         self._shelf.check_invariants()
 
-    async def _bring(self, units: range) -> dict[int, bytes]:
-        """Return when every unit is in the file or in the result, which has those that could not be stored.
+    async def _look_ahead(self, units: range) -> int:
+        """Begin to fetch what is probably wanted after or beside a read of `units` that is no hit; return the end of the read's own window."""
+        marked = self._shelf.unmark(units)
+        if self._foreseen:
+            return units.stop
+        await self._shelf.examine(units)
+        missed = ABSENT in self._states[units.start : units.stop]
+        if not (marked or missed):
+            return units.stop  # they were on the disk
+        step = self._read_ahead.seen(units, missed)
+        if self.storing:
+            self._shelf.mark(step.marks)
+            for part in step.ahead:
+                self._supply.ahead(part)
+        return step.window.stop
 
-        The caller is `reading` the units. Raises the error of the fill that should have brought one. A unit that only
-        shared a fill with a damaged one gets a second fill, of its own.
+    async def _collect(self, offset: int, length: int, loose: dict[int, bytes], *, fresh: bool) -> bytes | bytearray:
+        """Return the bytes of units that are all in the file or `loose`. Raises OSError if the file does not give them.
+
+        `fresh` tells that some were not there when the read began: then they are probably in memory, what else `read_nowait` was told of.
         """
-        loose: dict[int, bytes] = {}
-        second: set[int] = set()
-        pending = list(units)
-        while pending := [unit for unit in pending if self._states[unit] < DATA and unit not in loose]:
-            await self._shelf.examine(pending)
-            for unit, flight in self._board(pending, units.stop, loose).items():
-                await flight.wait()
-                if flight.blame is Blame.NEIGHBOUR and unit not in second:
-                    second.add(unit)
-                    continue
-                flight.check()
-                if flight.body is not None:
-                    loose[unit] = flight.body
-        return loose
-
-    def _board(self, pending: list[int], wanted_end: int, loose: dict[int, bytes]) -> dict[int, Flight]:
-        """Return the flights of pending units, starting the fills that are missing; units that are in memory go to `loose`."""
-        shelf = self._shelf
-        flights: dict[int, Flight] = {}
-        for unit in pending:
-            if shelf.is_missing(unit):
-                planned = plan_fill(unit, wanted_end, self._filler.plan(unit), shelf.unit_count, shelf.is_missing)
-                flights[unit] = self._start_fill(planned)[unit]
-            elif (flight := shelf.flights.get(unit)) is not None:
-                flights[unit] = flight
-            elif self._states[unit] == ABSENT and (body := shelf.loose(unit)) is not None:
-                loose[unit] = body
-        return flights
-
-    async def _collect(self, offset: int, length: int, loose: dict[int, bytes]) -> bytes | bytearray:
-        """Return the bytes of units that are all in the file or `loose`. Raises OSError if the file does not give them."""
-        if not loose:
+        if fresh and not loose:
             body = self.read_nowait(offset, length)
             if body is not None:
                 return body
@@ -203,48 +226,12 @@ class UnitCache:
         file = self._shelf.file
         if file is None:  # it was given up while we waited
             return assemble(offset, length, loose, _nothing)
-        return await threads.run(Lane.DISK, assemble, offset, length, loose, file.read)
-
-    def _start_fill(self, units: range) -> dict[int, Flight]:
-        """Start a fill of missing units, in the nursery: it outlives the reader who caused it. Return their flights."""
-        shelf = self._shelf
-        flights = {unit: Flight() for unit in units}
-        shelf.flights.update(flights)
-        fill = Fill(units, self._size, self.name, shelf.publish)
-        try:
-            self._nursery.start_soon(self._fill, fill)
-        except RuntimeError as error:  # the nursery is closed
-            self._land(fill, StoreUnavailable(f"{self.name}: not fetched, because imagefs is ending: {error}"))
-        return flights
-
-    async def _fill(self, fill: Fill) -> None:
-        """Run one fill. Only cancellation leaves here as an exception; readers get everything else."""
-        units, shelf = fill.units, self._shelf
-        what = f"{self.name}: units {units.start} to {units.stop - 1}"
-        error: ImagefsError = StoreUnavailable(f"{what}: the fetch was given up")
-        try:
-            async with self._memory.hold(len(units) * UNIT):
-                if shelf.file is not None and shelf.account is not None and await shelf.account.reserve(fill_cost(units)):
-                    fill.file = shelf.file
-                await self._filler.fill(units.start, len(units), fill.deliver)
-            error = StoreUnavailable(f"{what}: the fetch ended without all of them")
-        except ImagefsError as failure:
-            error = failure
-        except Exception as failure:
-            log.exception("a fill failed unexpectedly cache=%s first=%d count=%d", self.name, units.start, len(units))
-            error = ImagefsError(f"{what}: cannot be filled: {failure!r}")
-        finally:
-            self._land(fill, error)
-
-    def _land(self, fill: Fill, error: ImagefsError) -> None:
-        """Land what a filler that has ended did not bring, with its error; what it brought lands as it is published."""
-        undelivered = fill.undelivered(error)
-        for unit, blame in undelivered:
-            self._shelf.flights.pop(unit).land(error=error, blame=blame)
-        if fill.file is not None and self._shelf.account is not None:
-            self._shelf.account.release(unit_cost(len(undelivered)))
-            # The map's pages are charged until the next measurement, which sees what was really written.
-            self._shelf.account.settle(fill_cost(fill.units) - unit_cost(len(fill.units)))
+        if loose:
+            return await threads.run(Lane.DISK, assemble, offset, length, loose, file.read)
+        whole = bytearray(length)
+        if (got := await self._reader.fill(whole, offset)) != length:
+            raise OSError(errno.EIO, f"the cached units end {length - got} bytes early")
+        return whole
 
 
 def _nothing(offset: int, length: int) -> bytes:

@@ -17,9 +17,12 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from imagefs.cache import unit_map
-from imagefs.cache.file import UnitFile, count_present
+from imagefs.cache import mark, unit_map
+from imagefs.cache.file import UnitFile, checksums, count_present, read_mark, read_use
+from imagefs.cache.geometry import region_units
+from imagefs.cache.mark import Mark
 from imagefs.cache.unit_map import MapHeader
+from imagefs.cache.use_record import UseRecord
 from imagefs.errors import StateDamaged
 from imagefs.store.record import is_image_id
 from imagefs.units import unit_count
@@ -27,16 +30,20 @@ from imagefs.units import unit_count
 log = logging.getLogger(__name__)
 
 _CACHE_NAME: Final = re.compile(r"[a-z]+-[0-9a-f]{32}")
+_SHRINK_REGIONS: Final = 64
+"""Regions looked for at once in a cache that is to shrink."""
 _OPEN_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClosedCache:
-    """A cache on the disk that is not open: its name, the bytes it takes, and when its map last changed (Unix seconds)."""
+    """A cache on the disk that is not open: its name, the bytes it takes, and when it was last used (Unix seconds): its map's time."""
 
     name: str
     allocated: int
     modified: float
+    shrunk: bool = False
+    """Whether what is left is only what goes last."""
 
     @property
     def image_id(self) -> str:
@@ -105,10 +112,75 @@ class CacheDirectory:
 
     def count_present(self, name: str, units: int) -> int:
         """Return how many of so many units a cache holds, by its map alone; 0 if there is none that can be read."""
+        found = self.describe(name)
+        return min(units, found[1]) if found is not None else 0
+
+    def describe(self, name: str) -> tuple[MapHeader, int] | None:
+        """Return what a cache is of, and how many units it holds, by its map alone; None if that cannot be read.
+
+        Takes no longer for a large image than for a small one, unless the daemon that used the cache last was killed.
+        """
+        origin = self.path / name / "map"
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError, StateDamaged):
-            entries = _open_regular(self.path / name / "map", opened)
-            return count_present(entries, units)
-        return 0
+            entries = _open_regular(origin, opened)
+            header = unit_map.decode_header(os.pread(entries, unit_map.HEADER_AREA, 0), str(origin))
+            units = unit_count(header.size)
+            present = read_use(entries, units).present
+            return header, count_present(entries, units) if present is None else present
+        return None
+
+    def mark(self, name: str) -> Mark | None:
+        """Return the mark of a complete cache that is not open; None if it is not complete, or nobody has checked whether it is."""
+        origin = self.path / name / "map"
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError, StateDamaged):
+            found = read_mark(self.path / name / mark.FILE_NAME)
+            if found is not None:
+                entries = _open_regular(origin, opened)
+                header = unit_map.decode_header(os.pread(entries, unit_map.HEADER_AREA, 0), str(origin))
+                units = unit_count(header.size)
+                return found if found.seed == header.seed and found.units == units == count_present(entries, units) else None
+        return None
+
+    def header(self, name: str) -> MapHeader | None:
+        """Return what a cache is of, by its map; None if that cannot be read."""
+        origin = self.path / name / "map"
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError, StateDamaged):
+            entries = _open_regular(origin, opened)
+            return unit_map.decode_header(os.pread(entries, unit_map.HEADER_AREA, 0), str(origin))
+        return None
+
+    def checksums(self, name: str, limit: int) -> list[tuple[int, int]]:
+        """Return up to `limit` whole units of data of a cache, each with its CRC-32C, by its map alone; none if that cannot be read."""
+        origin = self.path / name / "map"
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError, StateDamaged):
+            entries = _open_regular(origin, opened)
+            return checksums(entries, unit_map.decode_header(os.pread(entries, unit_map.HEADER_AREA, 0), str(origin)), limit)
+        return []
+
+    def open_units(self, name: str, cleanup: contextlib.ExitStack) -> int | None:
+        """Return the units of a cache that is not open, to read from until `cleanup` closes them; None if they are not there."""
+        with contextlib.suppress(OSError, StateDamaged):
+            return _open_regular(self.path / name / "units", cleanup)
+        return None
+
+    def shrink(self, cache: ClosedCache, wanted: int) -> ClosedCache | None:
+        """Give back about `wanted` bytes of a cache that is not open, sparing the regions that it wants to keep; return what is left.
+
+        None if nothing was left, or nothing can be made of it, so that it was removed. Never raises.
+        """
+        origin = self.path / cache.name / "map"
+        rest = False
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError, StateDamaged):
+            entries = _open_regular(origin, opened)
+            header = unit_map.decode_header(os.pread(entries, unit_map.HEADER_AREA, 0), str(origin))
+            file = UnitFile(_open_regular(self.path / cache.name / "units", opened), entries, header, self.path / cache.name / mark.FILE_NAME)
+            done = _shrink(file, header.size, wanted)
+            rest = bool(file.data_regions(0, 1))
+            os.utime(origin, (cache.modified, cache.modified))  # this was no use of it
+        if not rest:
+            self.remove(cache.name)
+            return None
+        return dataclasses.replace(self.measure(cache.name), shrunk=done)
 
     def remove(self, name: str) -> None:
         """Remove a cache that is not open. Never raises; what cannot be removed is found by the next scan."""
@@ -149,7 +221,7 @@ class CacheDirectory:
             units = _open_regular(directory / "units", cleanup)
             _set_sizes(units, entries, header.size)
             cleanup.pop_all()
-        return UnitFile(units, entries, found)
+        return UnitFile(units, entries, found, directory / mark.FILE_NAME)
 
     def _create(self, directory: Path, header: MapHeader) -> UnitFile:
         for part in (directory.parent, directory):
@@ -162,7 +234,7 @@ class CacheDirectory:
             _set_sizes(units, entries, header.size)
             os.pwrite(entries, unit_map.encode_header(header), 0)
             cleanup.pop_all()
-        return UnitFile(units, entries, header)
+        return UnitFile(units, entries, header, directory / mark.FILE_NAME)
 
     def _discard(self, directory: Path) -> None:
         """Remove a cache and, if that was its last one, its image's directory. Never raises.
@@ -178,6 +250,30 @@ class CacheDirectory:
         _remove(directory)
         with contextlib.suppress(OSError):
             directory.parent.rmdir()
+
+
+def _shrink(file: UnitFile, size: int, wanted: int) -> bool:
+    """Erase regions that are not to be kept until about `wanted` bytes are free; return whether none of them is left. Raises OSError."""
+    used = file.read_use()
+    before, region, left = file.allocated(), 0, used.present
+    file.note_use(UseRecord(None, used.kept))  # in case this is cut short
+    while before - file.allocated() < wanted:
+        regions = file.data_regions(region, _SHRINK_REGIONS)
+        if not regions:
+            break
+        region = regions[-1] + 1
+        for victim in regions:
+            if victim in used.kept:
+                continue
+            erased = file.erase(region_units(victim, unit_count(size)))
+            left = None if left is None else max(0, left - erased)
+            if before - file.allocated() >= wanted:
+                break
+    else:
+        file.note_use(UseRecord(left, used.kept))
+        return False
+    file.note_use(UseRecord(left, used.kept))
+    return True
 
 
 def _identity(header: MapHeader) -> tuple[str, str, str, int, int]:

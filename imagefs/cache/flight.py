@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
 
 import trio
 
@@ -11,6 +13,9 @@ from imagefs.cache.file import ZEROS, UnitFile
 from imagefs.cache.geometry import unit_length
 from imagefs.cache.unit_map import ABSENT
 from imagefs.errors import ImagefsError, ImageRefused, WrongBytes
+
+BATCH: Final = 16
+"""Units that nobody waits for which are published together: 1 MiB, the largest read."""
 
 
 class Blame(enum.Enum):
@@ -28,9 +33,11 @@ class Flight:
     Invariant: it lands once; with bytes only if the unit could not be stored, with an error only if it could not be had.
     """
 
-    __slots__ = ("_landed", "blame", "body", "error")
+    __slots__ = ("_landed", "blame", "body", "error", "fill")
 
-    def __init__(self) -> None:
+    def __init__(self, fill: "Fill | None" = None) -> None:
+        """Take the fill that it belongs to, if it is one."""
+        self.fill = fill
         self._landed = trio.Event()
         self.body: bytes | None = None
         self.error: ImagefsError | None = None
@@ -40,6 +47,11 @@ class Flight:
         """End the flight and wake all who wait."""
         self.body, self.error, self.blame = body, error, blame
         self._landed.set()
+
+    @property
+    def landed(self) -> bool:
+        """Whether it has ended."""
+        return self._landed.is_set()
 
     async def wait(self) -> None:
         """Return when it has landed. Safe to cancel: the flight goes on."""
@@ -82,6 +94,23 @@ class Fill:
         self._name = name
         self._publish = publish
         self._token = trio.lowlevel.current_trio_token()
+        self._arrivals: deque[Arrival] = deque()
+        self._woken = False
+        self._wanted: list[set[int]] = []
+
+    def want(self, units: Iterable[int]) -> None:
+        """Take units that one reader waits for: when the last of them is delivered, all are published at once. Call it on the event loop."""
+        wanted = set(units)
+        self._wanted.append(wanted)
+        self.publish_all()
+        # Only now: a thread that delivered one of them before it saw the reader has had it published just now.
+        wanted -= self.delivered
+
+    def publish_all(self) -> None:
+        """Have all published that was delivered. Called on the event loop, also by the deliveries themselves."""
+        self._woken = False  # first: what is delivered from here on wakes the loop again
+        while self._arrivals:
+            self._publish(self._arrivals.popleft())
 
     def deliver(self, unit: int, body: bytes | None) -> None:
         """Take a unit from the filler (filler.Deliver). Raises WrongBytes if it has not the length that a unit must have."""
@@ -99,7 +128,20 @@ class Fill:
             except OSError as error:
                 failure = error
         self.delivered.add(unit)
-        self._token.run_sync_soon(self._publish, Arrival(unit, body, state, self.file is not None, failure))
+        self._arrivals.append(Arrival(unit, body, state, self.file is not None, failure))
+        # To wake the loop for each unit took as much of a processor as to fetch and prove it.
+        if (self._is_awaited(unit) or len(self._arrivals) >= BATCH) and not self._woken:
+            self._woken = True
+            self._token.run_sync_soon(self.publish_all)
+
+    def _is_awaited(self, unit: int) -> bool:
+        """Tell whether the delivery of `unit` was the last that some reader waited for."""
+        awaited = False
+        for wanted in self._wanted:
+            if unit in wanted:
+                wanted.discard(unit)
+                awaited = awaited or not wanted
+        return awaited
 
     def undelivered(self, error: ImagefsError) -> list[tuple[int, Blame]]:
         """Return the units that did not come, and what `error`, with which the filler ended, says about each.

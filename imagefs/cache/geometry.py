@@ -1,20 +1,18 @@
 """This module is the cache's arithmetic: which units a range touches, which ones to fetch together; it does no I/O.
 
-A unit is 64 KiB of an address space (the last one may be short), a window 8 units, a region 16.
+A unit is 64 KiB of an address space (the last one may be short), a region 16 units.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from typing import Final
 
+from imagefs.cache.unit_map import ABSENT, DATA, GROUP, UNKNOWN, groups_of
 from imagefs.extents import Extents, joined
 from imagefs.units import UNIT
 
-WINDOW_UNITS: Final = 8
-"""Units in a window: one miss fetches to the end of its aligned 512 KiB. At 1 Gb/s the 448 KiB more take 4 ms; one more request to a
-store that is 30 ms away would take 30. No reader waits for them: each unit is served as it arrives."""
-
 FILL_UNITS: Final = 16
-"""Units that one fill takes for a reader who wants more than a window: 1 MiB, the largest read that the kernel sends."""
+"""Units that one fill takes for a reader: 1 MiB, the largest read that the kernel sends."""
 
 FREE_UNITS: Final = 64
 """Units that one fill takes on each side because they come for free: 4 MiB, twice the largest qcow2 cluster."""
@@ -23,6 +21,10 @@ REGION_UNITS: Final = 16
 """Units evicted together: 1 MiB, so that a hole is worth its system calls and its extent in the filesystem's tree."""
 
 REGION: Final = REGION_UNITS * UNIT
+
+_UNKNOWN_BYTE: Final = bytes([UNKNOWN])
+_DATA_BYTE: Final = bytes([DATA])
+_MISSING: Final = re.compile(b"[" + re.escape(bytes([UNKNOWN, ABSENT])) + b"]+")
 
 
 def clipped(offset: int, length: int, size: int) -> int:
@@ -55,15 +57,28 @@ def region_units(region: int, unit_count: int) -> range:
     return range(region * REGION_UNITS, min((region + 1) * REGION_UNITS, unit_count))
 
 
+def missing_runs(states: bytes | bytearray, first: int, known_groups: Container[int]) -> list[range]:
+    """Return the runs of units that are neither here nor known to be on the disk, of those whose `states` begin with that of unit `first`.
+
+    Units that nobody looked at are missing unless their page of the map is one of `known_groups`: then they are on the disk.
+    """
+    seen = bytearray(states)
+    if UNKNOWN in seen:
+        for group in groups_of(range(first, first + len(seen))):
+            if group in known_groups:
+                low, high = max(0, group * GROUP - first), (group + 1) * GROUP - first
+                seen[low:high] = seen[low:high].replace(_UNKNOWN_BYTE, _DATA_BYTE)
+    return [range(first + run.start(), first + run.end()) for run in _MISSING.finditer(seen)]
+
+
 def plan_fill(unit: int, wanted_end: int, free: tuple[int, int], unit_count: int, missing: Callable[[int], bool]) -> range:
     """Return the units to fetch with the missing `unit`: one unbroken run of missing units, with `unit` in it.
 
-    The run reaches to the end of the window of `unit`, or to `wanted_end` (the unit after the last one that the reader
-    wants) if that is further, 1 MiB at most; and it takes in what of the range `free` (first unit, count) comes for free.
+    The run reaches to `wanted_end` (the unit after the last one that the reader, or its window, wants), 1 MiB at most; and it takes in
+    what of the range `free` (first unit, count) comes for free.
     """
     free_first, free_end = free[0], free[0] + free[1]
-    window_end = unit - unit % WINDOW_UNITS + WINDOW_UNITS
-    stop_limit = max(window_end, min(wanted_end, unit + FILL_UNITS), min(free_end, unit + FREE_UNITS))
+    stop_limit = max(min(wanted_end, unit + FILL_UNITS), min(free_end, unit + FREE_UNITS))
     first_limit = max(0, min(unit, free_first), unit - FREE_UNITS)
     stop = unit + 1
     while stop < min(stop_limit, unit_count) and missing(stop):

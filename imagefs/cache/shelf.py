@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -12,17 +12,25 @@ from imagefs.cache import unit_map
 from imagefs.cache.budget import Account, unit_cost
 from imagefs.cache.file import Examined, UnitFile
 from imagefs.cache.flight import Arrival, Flight
-from imagefs.cache.geometry import REGION_UNITS, region_of, region_units, regions_of, unit_span
+from imagefs.cache.geometry import REGION_UNITS, missing_runs, region_of, region_units, regions_of, unit_span
 from imagefs.cache.invariants import require
 from imagefs.cache.memory import Memory
 from imagefs.cache.unit_map import ABSENT, DATA, UNKNOWN
+from imagefs.cache.use_record import Use
 from imagefs.counters import COUNTERS
 from imagefs.threads import Lane
 from imagefs.units import unit_count
 
 log = logging.getLogger(__name__)
 
+CREDIT: Final = 3
+"""Turns of the clock's hand that a region can earn by being read again."""
+
 _ABSENT_BYTE: Final = bytes([ABSENT])
+_MARKS: Final = 4096
+"""Units to be marked that are remembered while they are on their way."""
+_GROUPS_AT_ONCE: Final = 256
+"""Pages of the map read in one go: 1 MiB, which say what there is of 8 GiB."""
 
 
 class Shelf:
@@ -36,10 +44,10 @@ class Shelf:
     - A unit becomes ABSENT in memory and then on disk before its bytes go, and not while a reader is in its region.
     """
 
-    def __init__(self, name: str, size: int, memory: Memory, storage: tuple[UnitFile, Account] | None, present: int) -> None:
+    def __init__(self, name: str, size: int, memory: Memory, storage: tuple[UnitFile, Account] | None, use: Use) -> None:
         """Take a unique name, the bytes of the address space, and the files with their account (None: store nothing).
 
-        `present` is the number of units that the files hold at first.
+        `use` says what the files hold at first, and follows what becomes of them: it outlives the shelf.
         """
         self.name = name
         self.size = size
@@ -48,6 +56,10 @@ class Shelf:
         """One state (unit_map) per unit; 0, UNKNOWN, for all of a cache that was just opened: opening looks at no unit."""
         self.touched = bytearray(-(-self.unit_count // REGION_UNITS))
         """For each region whether it was read since the clock's hand last passed."""
+        self.credit = bytearray(len(self.touched))
+        """For each region how many turns of the hand it is spared without being read."""
+        self.marks: set[int] = set()
+        """Units that are here and whose state says UNKNOWN, so that their first touch is not a hit: see `ReadAhead`. Some may be out of date."""
         self.flights: dict[int, Flight] = {}
         self.file: UnitFile | None = None
         """The files; None if nothing is, or no longer, stored."""
@@ -56,15 +68,25 @@ class Shelf:
         if storage is not None:
             self.file, self.account = storage
         self.descriptor = self.file.units if self.file is not None else -1
-        self.present = present if storage is not None else 0
-        """Units that are here, as far as the map and what happened since tell."""
+        self._use = use
         self.pinned = False
         """Evict from here last."""
         self._memory = memory
         self._readers: dict[int, int] = {}  # region -> readers that count on what is in it
-        self._kept_regions: set[int] = set()
+        self._young: set[int] = set()  # regions that got units since the last `age`
+        self._grown: set[int] = set()  # and those that did between the last two
+        self._to_mark: set[int] = set()
         self._groups_known: set[int] = set()  # map pages whose absent units were noted
         self._told: set[str] = set()  # kinds of trouble that were logged
+
+    @property
+    def present(self) -> int:
+        """Units that are here, as far as the map and what happened since tell."""
+        return self._use.present
+
+    @present.setter
+    def present(self, present: int) -> None:
+        self._use.present = present
 
     def is_missing(self, unit: int) -> bool:
         """Tell whether a unit is neither here nor on its way, for sure."""
@@ -73,6 +95,10 @@ class Shelf:
     def loose(self, unit: int) -> bytes | None:
         """Return a unit that could not be stored, if its bytes are still in memory."""
         return self._memory.kept(self.name, unit)
+
+    def forget_loose(self) -> None:
+        """Drop the units that could not be stored and are in memory."""
+        self._memory.forget(self.name)
 
     def land(self, units: range | list[int], flight: Flight) -> None:
         """End a flight that several units share."""
@@ -96,14 +122,22 @@ class Shelf:
             COUNTERS.cache_zero_units += 1
         self.present = min(self.present + 1, self.unit_count)
         self.states[unit] = arrival.state
+        if unit in self._to_mark:
+            self._to_mark.discard(unit)
+            self._mark_if_data(unit)
         self.touched[region_of(unit)] = 1
+        self._young.add(region_of(unit))
         flight.land()
 
-    async def examine(self, units: Sequence[int]) -> None:
-        """Learn the states of those of `units` that nobody looked at since opening; what is there is proved by its checksum."""
+    async def examine(self, units: Sequence[int]) -> int:
+        """Learn the states of those of `units` that nobody looked at since opening; what is there is proved by its checksum.
+
+        Returns how many of them were damaged, and so are absent now.
+        """
         unknown = [unit for unit in units if self.states[unit] == UNKNOWN and unit not in self.flights]
         if not unknown or self.file is None:
-            return
+            return 0
+        self.marks.difference_update(unknown)
         flight = Flight()
         self.flights.update(dict.fromkeys(unknown, flight))
         groups = {unit_map.group_of(unit) for unit in unknown} - self._groups_known
@@ -112,8 +146,55 @@ class Shelf:
             if self.file is not None:  # it was not given up meanwhile
                 self._note(found)
                 self._groups_known |= groups
+            return len(found.damaged)
         finally:
             self.land(unknown, flight)
+
+    async def learn(self, units: range) -> None:
+        """Learn from the map which of `units` are absent, without proving those that it says are there. Safe to cancel."""
+        unseen = [group for group in unit_map.groups_of(units) if group not in self._groups_known and UNKNOWN in self._group_states(group)]
+        for start in range(0, len(unseen), _GROUPS_AT_ONCE):
+            groups = unseen[start : start + _GROUPS_AT_ONCE]
+            if self.file is None:
+                return
+            found = await threads.run(Lane.DISK, self.file.examine, (), groups)
+            if self.file is not None:  # it was not given up meanwhile
+                self._note(found)
+                self._groups_known.update(groups)
+
+    def missing(self, units: range) -> list[range]:
+        """Return the runs of `units` that are neither here nor, as far as is known, on the disk."""
+        states = self.states[units.start : units.stop]
+        for unit in self.marks:
+            if unit in units and states[unit - units.start] == UNKNOWN:
+                states[unit - units.start] = DATA
+        return missing_runs(states, units.start, self._groups_known)
+
+    def mark(self, units: Iterable[int]) -> None:
+        """See to it that the first touch of these units is not a hit: of those with data, once they are here."""
+        if len(self._to_mark) > _MARKS:
+            self._to_mark.clear()  # of fills that failed
+        for unit in units:
+            if self.states[unit] >= DATA:
+                self._mark_if_data(unit)
+            else:
+                self._to_mark.add(unit)
+
+    def unmark(self, units: range) -> bool:
+        """Make marked ones of `units` hits again; return whether there was one."""
+        found = False
+        for unit in self.marks.intersection(units) if self.marks else ():
+            self.marks.discard(unit)
+            if self.states[unit] == UNKNOWN and unit not in self.flights:  # else it was evicted, or is being proved
+                self.states[unit] = DATA
+                found = True
+        return found
+
+    @property
+    def complete(self) -> bool:
+        """Whether all units are here, proved by their checksums since the cache was opened, or brought since then."""
+        marked = sum(self.states[unit] == UNKNOWN for unit in self.marks)
+        return self.states.count(DATA) + self.states.count(unit_map.ZERO) + marked == self.unit_count
 
     @contextlib.contextmanager
     def reading(self, units: range) -> Iterator[None]:
@@ -131,11 +212,21 @@ class Shelf:
 
     def keep(self, offset: int, length: int) -> None:
         """Evict the regions of this range (not empty) only when nothing else is left, from now on."""
-        self._kept_regions.update(regions_of(unit_span(offset, length)))
+        self._use.kept.update(regions_of(unit_span(offset, length)))
+
+    def is_old(self, region: int) -> bool:
+        """Tell whether a region got no units lately, so that who reads it now reads it again."""
+        return region not in self._young and region not in self._grown
+
+    def age(self) -> None:
+        """Make regions old that got no units since the last call, and forget that they were read until now: that was one use of them."""
+        for region in self._grown - self._young:
+            self.touched[region] = 0
+        self._grown, self._young = self._young, set()
 
     def movable(self, region: int, *, sparing: bool) -> bool:
         """Tell whether a region may be evicted now; `sparing` means that one to be kept may not."""
-        if region in self._readers or (sparing and (self.pinned or region in self._kept_regions)):
+        if region in self._readers or (sparing and (self.pinned or region in self._use.kept)):
             return False
         return self.flights.keys().isdisjoint(region_units(region, self.unit_count))
 
@@ -172,12 +263,19 @@ class Shelf:
             self.land(units, flight)
         return self.account.remeasure()
 
+    def note_use(self) -> None:
+        """Write down that the cache is in use, and what it wants to keep. Blocks; may run in any thread. Raises OSError."""
+        file = self.file
+        if file is not None:
+            file.note_use(self._use.record(closed=False))
+
     def abandon(self, error: OSError) -> None:
         """Stop using files that cannot be read back: everything is fetched again, and nothing stored, until the cache is reopened."""
         if self.file is not None:
             log.error("a cache cannot be read from its disk, so the image is served without it cache=%s error=%s", self.name, error)
             self.file = None
             self.present = 0
+            self._use.sound = False
             self.states[:] = _ABSENT_BYTE * self.unit_count
 
     def check_invariants(self) -> None:
@@ -193,6 +291,14 @@ class Shelf:
         found = self.file.examine(there, ())
         require(not found.damaged, "each unit that is here is what the map says")
         require(all(found.states[unit] == self.states[unit] for unit in there), "the map has the states that memory has")
+
+    def _mark_if_data(self, unit: int) -> None:
+        if self.states[unit] == DATA:
+            self.marks.add(unit)
+            self.states[unit] = UNKNOWN
+
+    def _group_states(self, group: int) -> bytearray:
+        return self.states[group * unit_map.GROUP : (group + 1) * unit_map.GROUP]
 
     def _note(self, found: Examined) -> None:
         for unit, state in found.states.items():
@@ -225,6 +331,7 @@ class Shelf:
             try:
                 erased += file.erase(units)
             except OSError as error:
+                self._use.sound = False
                 log.warning("cannot evict cached units cache=%s first=%d count=%d error=%s", self.name, units.start, len(units), error)
         return erased
 

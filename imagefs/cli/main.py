@@ -13,7 +13,7 @@ from imagefs.cli.errors import end_on_sigterm, fill_standard_descriptors, run
 from imagefs.cli.invocation import PATH, Invocation
 
 COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
-    "imagefs": {"mount": "mount:mount", "umount": "umount:umount", "status": "status:status"},
+    "imagefs": {"mount": "mount:mount", "umount": "umount:umount", "status": "status:status", "top": "top:top"},
     "image": {
         "create": "image_create:image_create",
         "list": "image_list:image_list",
@@ -22,6 +22,8 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
         "unset": "image_set:image_unset",
         "save": "image_save:image_save",
         "delete": "image_delete:image_delete",
+        "prefetch": "image_prefetch:image_prefetch",
+        "verify": "image_verify:image_verify",
     },
     "image add": {"project": "image_members:image_add_project"},
     "image remove": {"project": "image_members:image_remove_project"},
@@ -44,6 +46,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
         "detach": "volume:volume_detach",
         "delete": "volume:volume_delete",
     },
+    "cache": {"show": "cache:cache_show", "prune": "cache:cache_prune", "verify": "cache:cache_verify"},
     "flavor": {"list": "flavor:flavor_list", "show": "flavor:flavor_show"},
 }
 """By the words that lead to a group, its commands and the function of each, in a module of this package."""
@@ -79,12 +82,12 @@ class LazyGroup(click.Group):
 def imagefs(context: click.Context, config_path: Path | None, mountpoint: Path | None) -> None:
     """Virtual machine images and instances' disks as a filesystem.
 
-    Commands work on a mount, but image create, save and delete, which work on the configured store.
+    Commands work on a mount, but image create, save, delete and verify, which work on the configured store.
     """
     context.obj = Invocation(config_path, mountpoint.absolute() if mountpoint is not None else None)
 
 
-@imagefs.group("image", cls=LazyGroup, short_help="Images: create, list, show, set, share, save, delete.")
+@imagefs.group("image", cls=LazyGroup, short_help="Images: create, list, show, set, share, save, delete, prefetch.")
 def image_group() -> None:
     """Work with images."""
 
@@ -117,6 +120,11 @@ def volume_group() -> None:
 @imagefs.group("flavor", cls=LazyGroup, short_help="Flavors: list, show.")
 def flavor_group() -> None:
     """Look at flavors."""
+
+
+@imagefs.group("cache", cls=LazyGroup, short_help="The disk cache: show, prune, verify.")
+def cache_group() -> None:
+    """Look after the disk cache of a mount."""
 
 
 def main() -> None:

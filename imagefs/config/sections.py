@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from imagefs.config.urls import read_direct_stores, read_endpoint, read_url
 from imagefs.config.values import (
@@ -90,6 +90,12 @@ class CacheConfig:
     size: int = field(default=50 * GIB, metadata=by(read_size(zero=True)))
     free_space_floor: FreeSpaceFloor = field(default=FreeSpaceFloor(fraction=0.05), metadata=by(read_floor))
     memory: int = field(default=256 * MIB, metadata=by(read_size(zero=False)))
+    boot_profiles: bool = field(default=True, metadata=by(read_boolean))
+    """Whether boots are recorded, and what they read is fetched ahead of the next."""
+    hydrate: Literal["off", "idle", "full"] = field(default="idle", metadata=by(read_choice("off", "idle", "full")))
+    hydrate_limit: int = field(default=10 * GIB, metadata=by(read_size(zero=True)))
+    hydrate_rate: int = field(default=100 * MIB, metadata=by(read_size(zero=False)))
+    """Bytes per second."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

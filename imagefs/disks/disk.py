@@ -11,6 +11,7 @@ import trio
 
 from imagefs.disks.record import DiskRecord, first_stem
 from imagefs.errors import Busy, ImagefsError, LayerFrozen, NotFound
+from imagefs.library import ImageDisk
 from imagefs.overlay.disk import OverlayDisk
 from imagefs.overlay.key import NodeKey
 from imagefs.overlay.merge import MergingDisk
@@ -59,6 +60,7 @@ class Disk:
         self.jobs = 0
         self.overlay: OverlayDisk | MergingDisk | None = None
         self._base = base
+        self._below: Source | None = None
         self._node_key = node_key
         self._layers: list[OverlayDisk] = []
         self._lock = trio.Lock()
@@ -83,15 +85,15 @@ class Disk:
                 raise NotFound(f"{self.holder.label} was removed")
             if (overlay := self.overlay) is not None:
                 return overlay
-            self._layers, opened = await run(Lane.DISK, self._open)
+            self._below, self._layers, opened = await run(Lane.DISK, self._open)
             self.overlay = opened
             return opened
 
-    def _open(self) -> tuple[list[OverlayDisk], OverlayDisk | MergingDisk]:
-        """Open all layers, lowest first. Blocks."""
+    def _open(self) -> tuple[Source | None, list[OverlayDisk], OverlayDisk | MergingDisk]:
+        """Open what lies below, and all layers, lowest first. Blocks."""
         layers: list[OverlayDisk] = []
         with contextlib.ExitStack() as on_failure:
-            below = self._base() if self._base is not None else None
+            base = below = self._base() if self._base is not None else None
             node_key = self._node_key() if self._node_key is not None else None
             for stem in self.record.stems:
                 layer = OverlayDisk.open(self.holder.directory, stem, below, node_key=node_key)
@@ -101,7 +103,7 @@ class Disk:
             for layer in layers[:-1]:
                 layer.freeze()
             on_failure.pop_all()
-        return layers, _pair(layers) if self.record.merging else layers[-1]
+        return base, layers, _pair(layers) if self.record.merging else layers[-1]
 
     async def hold(self) -> None:
         """Count one more that has the disk open."""
@@ -111,6 +113,8 @@ class Disk:
         except BaseException:
             self.opens -= 1
             raise
+        if self.opens == 1 and isinstance(self._below, ImageDisk):
+            self._below.expect_boot()
 
     async def let_go(self) -> None:
         """Count one less; after the last, what was written is made durable and the files are closed."""
@@ -143,6 +147,8 @@ class Disk:
             finally:
                 if not (self.opens or self.jobs):
                     layers, self._layers, self.overlay = self._layers, [], None
+                    if isinstance(self._below, ImageDisk):
+                        self._below.close()
                     for layer in reversed(layers):
                         await layer.settled()
                         await run(Lane.DISK, layer.close)

@@ -55,8 +55,11 @@ class Retries:
         """Return the seconds since the last progress."""
         return self._clock() - self._since
 
-    def next_pause(self) -> float | None:
-        """Note a failure; return the seconds to pause before the next try, or None if it would begin past the deadline."""
+    def next_pause(self, asked: float = 0.0) -> float | None:
+        """Note a failure; return the seconds to pause before the next try, or None if it would begin past the deadline.
+
+        `asked` is for how long the store wants to be left alone: the pause is no shorter.
+        """
         self.failures += 1
-        pause = self._chance() * self._policy.ceiling(self.failures)
+        pause = asked + self._chance() * self._policy.ceiling(self.failures)
         return None if self.stalled() + pause >= self._policy.deadline else pause

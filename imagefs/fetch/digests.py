@@ -13,6 +13,9 @@ from imagefs.units import UNIT
 PAGES_KEPT: Final = 64
 """Pages of digests kept per image: 2 MiB of memory, which prove 4 GiB of image."""
 
+PATIENCE: Final = 0.3
+"""Seconds after which a page that another thread fetches is fetched once more: 32 KiB take no longer, unless that request has stalled."""
+
 _ZERO_UNIT: Final = tree.digest_of(bytes(UNIT))
 
 LoadPage = Callable[[int], bytes]
@@ -36,8 +39,8 @@ class UnitDigests:
         self._load_page = load_page
         self._zero_tail = tree.digest_of(bytes(size % UNIT))  # what a short last unit of zeros has
         self._pages: OrderedDict[int, bytes] = OrderedDict()
-        self._lock = threading.Lock()  # around _pages, held for no I/O
-        self._loading = threading.Lock()  # one page at a time: a cold boot's 16 fetches all want the same one
+        self._lock = threading.Lock()  # around _pages and _loading, held for no I/O
+        self._loading: dict[int, threading.Event] = {}  # pages on their way: a cold boot's 16 fetches may all want the same one
         if not tree.usable(hash_tree, size):
             raise WrongBytes(
                 f"image {name}: its hash tree ({hash_tree.algorithm}, units of {hash_tree.unit} bytes, {len(hash_tree.pages)} pages) does not fit "
@@ -51,18 +54,39 @@ class UnitDigests:
 
     def is_zero(self, unit: int) -> bool:
         """Tell whether unit number `unit` of the image is proved to be all zeros, by its digest alone. Raises WrongBytes and StoreErrors."""
-        page = self._page(tree.page_of(unit))
-        return tree.digest_in_page(page, unit) == (_ZERO_UNIT if (unit + 1) * UNIT <= self._size else self._zero_tail)
+        return self._proves_zero(self._page(tree.page_of(unit)), unit)
+
+    def missing_pages(self, first_unit: int, count: int) -> list[int]:
+        """Return the pages that prove `count` (1 or more) units and are neither kept nor on their way. Does not wait."""
+        pages = range(tree.page_of(first_unit), tree.page_of(first_unit + count - 1) + 1)
+        with self._lock:
+            return [page for page in pages if page not in self._pages and page not in self._loading]
+
+    def load(self, page: int) -> None:
+        """Fetch a page unless it is kept. Raises WrongBytes and StoreErrors."""
+        self._page(page)
+
+    def known_zeros(self, first_unit: int, count: int) -> list[int]:
+        """Return those of `count` units that pages which are kept prove to be all zeros. Does not wait."""
+        return [unit for unit in range(first_unit, first_unit + count) if (page := self._kept(tree.page_of(unit))) and self._proves_zero(page, unit)]
+
+    def _proves_zero(self, page_body: bytes, unit: int) -> bool:
+        return tree.digest_in_page(page_body, unit) == (_ZERO_UNIT if (unit + 1) * UNIT <= self._size else self._zero_tail)
 
     def _page(self, page: int) -> bytes:
-        body = self._kept(page)
-        if body is not None:
-            return body
-        with self._loading:
-            body = self._kept(page)
-            if body is None:
-                body = self._load(page)
-            return body
+        """Return a page. Who wants one that is on its way waits for it, but not for ever: then it is asked for once more."""
+        while (body := self._kept(page)) is None:
+            with self._lock:
+                coming = self._loading.get(page)
+                if coming is None:
+                    mine = self._loading[page] = threading.Event()
+            if coming is None:
+                return self._load(page, mine)
+            if not coming.wait(PATIENCE):
+                with self._lock:
+                    if self._loading.get(page) is coming:
+                        del self._loading[page]
+        return body
 
     def _kept(self, page: int) -> bytes | None:
         with self._lock:
@@ -71,14 +95,21 @@ class UnitDigests:
                 self._pages.move_to_end(page)
             return body
 
-    def _load(self, page: int) -> bytes:
+    def _load(self, page: int, mine: threading.Event) -> bytes:
+        """Fetch a page, and wake who waits for it: to find it, or to try for themselves."""
         try:
             body = self._load_page(page)
+            tree.verify_page(self._tree, self._size, page, body, f"image {self.name}")
         except NotFound as error:
             raise WrongBytes(f"image {self.name}: the store has lost its digests, so its bytes cannot be verified: {error}") from error
-        tree.verify_page(self._tree, self._size, page, body, f"image {self.name}")
-        with self._lock:
-            self._pages[page] = body
-            while len(self._pages) > PAGES_KEPT:
-                self._pages.popitem(last=False)
-        return body
+        else:
+            with self._lock:
+                self._pages[page] = body
+                while len(self._pages) > PAGES_KEPT:
+                    self._pages.popitem(last=False)
+            return body
+        finally:
+            with self._lock:
+                if self._loading.get(page) is mine:
+                    del self._loading[page]
+            mine.set()

@@ -1,12 +1,13 @@
 """This module reads a local object where it lies: no copy in the cache, and a hit is one `preadv` on the event loop."""
 
-import errno
+import contextlib
 import os
 import stat
 import weakref
 from typing import Final
 
 from imagefs import threads
+from imagefs.aio.reader import Reader
 from imagefs.errors import ImageRefused, StoreUnavailable, VersionChanged
 from imagefs.extents import Extents, clipped, widened
 from imagefs.fetch.stored import StoredObject
@@ -44,7 +45,7 @@ class InPlaceSource:
             raise StoreUnavailable(f"{stored.name}: cannot open {self._path}: {error.strerror}") from error
         self._closer = weakref.finalize(self, os.close, self._file)
         self._pin = self._confirmed_pin()
-        self._nowait = os.RWF_NOWAIT
+        self._reader = Reader(self._file)
         self._proved = bytearray(unit_count(self._size))
 
     @property
@@ -69,17 +70,11 @@ class InPlaceSource:
         first, last = offset // UNIT, (offset + length - 1) // UNIT
         if not self._proved[first] or (first != last and _UNPROVED in self._proved[first : last + 1]):
             return None
-        body = bytearray(length)
         try:
-            present = os.preadv(self._file, (body,), offset, self._nowait)
-        except BlockingIOError:
+            body = self._reader.nowait(length, offset)
+        except OSError:
             return None
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                # tmpfs, for one, does not know RWF_NOWAIT, and needs it least: from now on without.
-                self._nowait = 0
-            return None
-        if present != length or _pin_of(os.fstat(self._file)) != self._pin:
+        if body is None or _pin_of(os.fstat(self._file)) != self._pin:
             return None
         return body
 
@@ -88,10 +83,13 @@ class InPlaceSource:
         length = min(length, self._size - offset)
         if length <= 0:
             return b""
-        body = self.read_nowait(offset, length)
-        if body is None:
-            body = await threads.run(Lane.DISK, self._read_proved, offset, length)
-        return body
+        if _UNPROVED not in self._proved[offset // UNIT : (offset + length - 1) // UNIT + 1]:
+            body = bytearray(length)
+            with contextlib.suppress(OSError):
+                if await self._reader.fill(body, offset) == length:
+                    self._check_pin()
+                    return body
+        return await threads.run(Lane.DISK, self._read_proved, offset, length)
 
     async def extents(self, offset: int, length: int) -> Extents:
         """As Source says: what the filesystem has no hole for, in whole units. Raises VersionChanged, StoreUnavailable."""

@@ -11,9 +11,10 @@ from typing import Final
 import trio
 
 from imagefs.counters import COUNTERS
-from imagefs.errors import ImagefsError, StoreUnavailable, WrongBytes
+from imagefs.errors import ImagefsError, StoreBusy, StoreUnavailable, WrongBytes
 from imagefs.fetch.backoff import Chance, Clock, Retries, RetryPolicy
 from imagefs.fetch.digests import UnitDigests
+from imagefs.fetch.traffic import Traffic
 from imagefs.store.protocol import DataObject
 from imagefs.store.tree import PAGE_UNITS
 from imagefs.units import UNIT, unit_count
@@ -23,9 +24,6 @@ SLICE: Final = 0.5
 
 WRONG_TRIES: Final = 3
 """Times that a unit is fetched before its bytes are called wrong: a bit that flipped on the way heals, one in the store does not."""
-
-_COUNTING: Final = threading.Lock()
-"""Many threads fetch; an unguarded `+=` would lose some of what they count."""
 
 
 class StoredObject:
@@ -44,8 +42,12 @@ class StoredObject:
         clock: Clock = time.monotonic,
         chance: Chance = random.random,
         sleep: Callable[[float], object] | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
-        """Take the pinned object, what proves its units (None: nothing does), how long to try, and the image's name; the rest is for tests."""
+        """Take the pinned object, what proves its units (None: nothing does), how long to try, and the image's name.
+
+        `traffic` is that of the whole store; without it the object counts as a store of its own. The rest is for tests.
+        """
         self._name = name if digests is None else digests.name
         self._source = source
         self._digests = digests
@@ -54,6 +56,8 @@ class StoredObject:
         self._chance = chance
         self._closed = threading.Event()
         self._sleep = sleep if sleep is not None else self._wait
+        self.traffic = traffic if traffic is not None else Traffic()
+        """What is fetched from the object's store."""
         self.size = source.size
         """Bytes in the object."""
         self.units = unit_count(source.size)
@@ -131,6 +135,20 @@ class StoredObject:
                 nonzero.append(unit)
         return nonzero
 
+    def known_zeros(self, first_unit: int, count: int) -> list[int]:
+        """Return those of `count` units that digests which are at hand prove to be all zeros. Does not wait."""
+        return self._digests.known_zeros(first_unit, count) if self._digests is not None else []
+
+    def missing_pages(self, first_unit: int, count: int) -> list[int]:
+        """Return the pages of digests that proving `count` (1 or more) units takes, and that nobody has asked for yet. Does not wait."""
+        return self._digests.missing_pages(first_unit, count) if self._digests is not None else []
+
+    def load_page(self, page: int) -> None:
+        """Fetch a page of digests; a page that cannot be had is no error here, but to who then proves a unit by it. Blocks."""
+        if self._digests is not None:
+            with contextlib.suppress(ImagefsError):
+                self._digests.load(page)
+
     def confirm(self) -> None:
         """Return if the store has the object at the pinned version now. Blocks. Raises VersionChanged and other StoreErrors."""
         with contextlib.closing(_as_generator(self._source.stream(0, min(1, self.size)))) as pieces:
@@ -142,20 +160,28 @@ class StoredObject:
         offset = unit * UNIT
         length = min(end * UNIT, self.size) - offset
         self._check_wanted()
-        with _COUNTING:
-            COUNTERS.store_data_requests += 1
-        with contextlib.closing(_as_generator(self._source.stream(offset, length))) as pieces:
-            for body in cut_units(_counted(pieces), length, self.name):
-                self.verify_unit(unit, body)
-                yield body
-                self._check_wanted()
-                unit += 1
-        if unit < end:
-            raise StoreUnavailable(f"{self.name}: the transfer of {length} bytes from offset {offset} ended before offset {unit * UNIT + UNIT}")
+        meter = _Meter(self._clock)
+        self.traffic.asked()
+        try:
+            with contextlib.closing(_as_generator(self._source.stream(offset, length))) as pieces:
+                for body in cut_units(meter.counted(pieces), length, self.name):
+                    meter.arrived()
+                    self.verify_unit(unit, body)
+                    yield body
+                    self._check_wanted()
+                    unit += 1
+                    meter.resume()
+            if unit < end:
+                raise StoreUnavailable(f"{self.name}: the transfer of {length} bytes from offset {offset} ended before offset {unit * UNIT + UNIT}")
+        except StoreUnavailable as error:
+            self.traffic.failed(error)
+            raise
+        finally:
+            self.traffic.ended(meter.size, meter.first_unit, meter.gap)
 
     def _pause(self, retries: Retries, unit: int, error: StoreUnavailable) -> None:
         """Sleep before the next try. Raises StoreUnavailable if there is none."""
-        pause = retries.next_pause()
+        pause = retries.next_pause(error.retry_after if isinstance(error, StoreBusy) else 0.0)
         if pause is None or self._closed.is_set():
             COUNTERS.store_errors += 1
             raise StoreUnavailable(
@@ -203,12 +229,33 @@ def cut_units(pieces: Iterator[bytes], length: int, origin: str) -> Iterator[byt
         pending, present = [joined[start:]], present - start
 
 
-def _counted(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass pieces on, counting their bytes as they arrive."""
-    for piece in pieces:
-        with _COUNTING:
-            COUNTERS.store_bytes += len(piece)
-        yield piece
+class _Meter:
+    """What one request brought, and how fast: seconds until its first unit, and the longest ones between two, None before there are any."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.size = 0
+        self.first_unit: float | None = None
+        self.gap: float | None = None
+        self._clock = clock
+        self._since = clock()
+
+    def counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Pass pieces on, counting their bytes as they arrive."""
+        for piece in pieces:
+            self.size += len(piece)
+            yield piece
+
+    def arrived(self) -> None:
+        """Note that a unit is whole."""
+        waited = self._clock() - self._since
+        if self.first_unit is None:
+            self.first_unit = waited
+        elif self.gap is None or waited > self.gap:
+            self.gap = waited
+
+    def resume(self) -> None:
+        """Note that the next unit is waited for: what was done with the last one is not the store's time."""
+        self._since = self._clock()
 
 
 def _as_generator(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:

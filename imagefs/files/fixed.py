@@ -11,13 +11,18 @@ from typing import Final
 from imagefs import __version__
 from imagefs.errors import ImagefsError, NotFound, NotPermitted
 from imagefs.files.images import listing_inode
-from imagefs.files.listing import Listing
+from imagefs.files.listing import CacheListing, Listing
 from imagefs.files.node import PUBLIC_TIMEOUT, ROOT_INODE, Attributes, Children, Failures, Node, OpenMode, check_read_only, directory_attributes
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity
 from imagefs.properties.change import Mode
 from imagefs.sight import Sight, Sights
+from imagefs.upkeep import Order, Upkeep
 
+CACHE: Final = "user.imagefs.cache"
+"""Of the mount: written, it begins a job on the cache; read, it says how far the caller's last one is."""
+POLICIES: Final = {"prune": "cache_delete", "verify": "manage_image_cache"}
+"""What guards each job."""
 STARTED_NS: Final = time.time_ns()
 
 
@@ -54,38 +59,70 @@ class FixedDirectory(Node):
 
 
 class RootDirectory(FixedDirectory):
-    """The root: its attributes speak for the whole mount, and setting user.imagefs.refresh rereads the catalog."""
+    """The root: its attributes speak for the whole mount. user.imagefs.refresh rereads the catalog, user.imagefs.cache works on the cache."""
 
     kind = "root"
 
     def __init__(
-        self, children: Mapping[str, Node], uid: int, gid: int, refresh: Callable[[], Awaitable[None]], is_admin: Callable[[Caller], bool]
+        self, children: Mapping[str, Node], uid: int, gid: int, refresh: Callable[[], Awaitable[None]], sights: Sights, upkeep: Upkeep
     ) -> None:
-        """`refresh` looks at the store again, for callers of whom `is_admin` is true: a store with many images has work to do then."""
+        """`refresh` looks at the store again, for admins: a store with many images has work to do then."""
         super().__init__("", children, uid, gid)
         self.inode = ROOT_INODE
         self._refresh = refresh
-        self._is_admin = is_admin
+        self._sights = sights
+        self._upkeep = upkeep
         self._failures = Failures()
 
     def xattrs(self, caller: Caller) -> Mapping[str, bytes]:
         """As Node says."""
-        error = self._failures.of(caller)
-        own = {} if error is None else {"user.imagefs.error": error.encode("utf-8", "replace")}
-        return {"user.imagefs.version": __version__.encode(), "user.imagefs.pid": str(os.getpid()).encode(), **own}
+        own = {"user.imagefs.version": __version__.encode(), "user.imagefs.pid": str(os.getpid()).encode()}
+        if (error := self._failures.of(caller)) is not None:
+            own["user.imagefs.error"] = error.encode("utf-8", "replace")
+        if (result := self._upkeep.result(caller.uid)) is not None:
+            own[CACHE] = result
+        return own
 
     async def set_xattr(self, caller: Caller, name: str, value: bytes, mode: Mode) -> None:
-        """Reread the catalog before returning, for user.imagefs.refresh."""
+        """Reread the catalog before returning, for user.imagefs.refresh; begin a job, for user.imagefs.cache."""
         try:
-            if name != "user.imagefs.refresh":
+            if name == "user.imagefs.refresh":
+                await self._reread(caller)
+            elif name == CACHE:
+                await self._start(caller, value, mode)
+            else:
                 raise NotPermitted(f"attribute {name!r} of the mount cannot be set")
-            if not self._is_admin(caller):
-                raise NotPermitted(f"uid {caller.uid} is no admin: the catalog is reread by itself")
-            await self._refresh()
         except ImagefsError as error:
             self._failures.note(caller, error)
             raise
         self._failures.clear(caller)
+
+    async def _reread(self, caller: Caller) -> None:
+        sight = self._sights.of(caller)
+        if not sight.access.is_admin(sight.identity):
+            raise NotPermitted(f"uid {caller.uid} is no admin: the catalog is reread by itself")
+        await self._refresh()
+
+    async def _start(self, caller: Caller, value: bytes, mode: Mode) -> None:
+        """Begin a job on the cache. Raises InvalidInput, NotPermitted, NotFound for an image that the caller does not see, Busy."""
+        order, sight = Order.parse(value), self._sights.of(caller)
+        policy = POLICIES[order.verb]
+        mode.check(f"attribute {CACHE}", present=self._upkeep.result(caller.uid) is not None)
+        if order.image_id is None:
+            allowed = sight.access.may_manage(policy, sight.identity)
+        else:
+            try:
+                image = await sight.find(order.image_id)
+            except NotFound:
+                # What is left of an image that is gone from the store is for admins to see to.
+                if not sight.access.is_admin(sight.identity):
+                    raise
+                allowed = sight.access.may_manage(policy, sight.identity)
+            else:
+                allowed = sight.access.allows(policy, sight.identity, image.record)
+        if not allowed:
+            raise NotPermitted(f"cache {order.verb}: the policy {policy} does not let this caller do that")
+        self._upkeep.start(caller.uid, order)
 
 
 class TextFile(Node):
@@ -145,11 +182,12 @@ class LiveText(Node):
 
 
 class StatusDirectory(FixedDirectory):
-    """.imagefs/: the version, the statistics in Prometheus' text form, and the list of the images that the caller sees."""
+    """.imagefs/: the version, the statistics in Prometheus' text form, and lists of the images that the caller sees and of their caches."""
 
     IMAGES: Final = "images"
+    CACHE: Final = "cache"
 
-    def __init__(self, metrics: Callable[[], bytes], sights: Sights, uid: int, gid: int) -> None:
+    def __init__(self, metrics: Callable[[], bytes], sights: Sights, upkeep: Upkeep, uid: int, gid: int) -> None:
         """`metrics` returns the statistics' text."""
         files: dict[str, Node] = {
             "version": TextFile(".imagefs/version", __version__ + "\n", uid, gid),
@@ -157,11 +195,14 @@ class StatusDirectory(FixedDirectory):
         }
         super().__init__(".imagefs", files, uid, gid)
         self._sights = sights
+        self._upkeep = upkeep
         self._lists: weakref.WeakValueDictionary[str, Listing] = weakref.WeakValueDictionary()
 
     async def lookup(self, caller: Caller, name: str) -> Node:
         """As Node says."""
-        return self._list(self._sights.of(caller).identity) if name == self.IMAGES else await super().lookup(caller, name)
+        if name in (self.IMAGES, self.CACHE):
+            return self._list(name, self._sights.of(caller).identity)
+        return await super().lookup(caller, name)
 
     async def children(self, caller: Caller) -> Children:
         """As Node says."""
@@ -169,15 +210,21 @@ class StatusDirectory(FixedDirectory):
 
     async def children_of(self, sight: Sight) -> Children:
         """Return the children as an identity sees them."""
-        return [*await super().children(Caller(0, 0)), (self.IMAGES, functools.partial(self._list, sight.identity))]
+        lists = [(name, functools.partial(self._list, name, sight.identity)) for name in (self.IMAGES, self.CACHE)]
+        return [*await super().children(Caller(0, 0)), *lists]
 
     def listing_inode(self, caller: Caller) -> int:
         """As Node says."""
         return listing_inode(self, self._sights.of(caller).identity)
 
-    def _list(self, identity: Identity) -> Listing:
-        name = f"{listing_inode(self, identity)}\0{self._sights.generation}"
+    def _list(self, kind: str, identity: Identity) -> Listing:
+        whose = f"{kind}\0{listing_inode(self, identity)}"
+        name = whose if kind == self.CACHE else f"{whose}\0{self._sights.generation}"
         found = self._lists.get(name)
         if found is None:
-            found = self._lists[name] = Listing(identity, name, self._sights, self._owner)
+            if kind == self.CACHE:
+                found = CacheListing(identity, name, self._sights, self._upkeep, self._owner)
+            else:
+                found = Listing(identity, name, self._sights, self._owner)
+            self._lists[name] = found
         return found

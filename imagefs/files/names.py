@@ -1,10 +1,10 @@
 """This module is names/: the images' names as the caller sees them, as symbolic links."""
 
-import functools
 import os
 import time
 
 from imagefs.errors import NotFound
+from imagefs.files.children import MadeChildren
 from imagefs.files.images import check_may_list, listing_inode
 from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Children, Node, directory_attributes
 from imagefs.files.symlink import SymlinkNode
@@ -15,12 +15,13 @@ from imagefs.sight import Sight, Sights
 class NameLink(SymlinkNode):
     """names/<name>: a symbolic link to an image. What a name means depends on who asks."""
 
+    __slots__ = ("_image_id", "_name", "_sights")
     kind = "names"
 
     def __init__(self, name: str, image_id: str, sights: Sights, owner: tuple[int, int]) -> None:
         """Take the file name and the image that it means now."""
         super().__init__(f"{name}\0{image_id}", f"../images/{image_id}", owner, attributes_timeout=0.0)
-        self._name = name
+        self.key = self._name = name  # the kernel may know a hundred thousand of these
         self._image_id = image_id
         self._sights = sights
 
@@ -62,8 +63,8 @@ class NamesDirectory(Node):
     async def children_of(self, sight: Sight) -> Children:
         """Return the children that an identity sees."""
         check_may_list(sight)
-        link = functools.partial(NameLink, sights=self._sights, owner=self._owner)
-        return [(name, functools.partial(link, name, image_id)) for name, image_id in (await sight.names()).items()]
+        names = await sight.names()
+        return MadeChildren(list(names), lambda name: name, lambda name: NameLink(name, names[name], self._sights, self._owner))
 
     def listing_version(self) -> object:
         """As Node says."""

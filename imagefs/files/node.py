@@ -78,6 +78,7 @@ class Changes:
 class Node:
     """One file or directory. `kind` and `key` name it for ever; `inode` derives from them. Nobody writes to it if it is `read_only`."""
 
+    __slots__ = ("__weakref__", "inode", "key")
     kind: ClassVar[str]
     read_only: ClassVar[bool] = True
 
@@ -213,25 +214,30 @@ class Node:
 class Failures:
     """Why the last operation on an object failed, for the caller it failed for, and nobody else but root: it may name what others must not see."""
 
+    __slots__ = ("_reasons",)
     LIMIT: Final = 64
 
     def __init__(self) -> None:
-        self._reasons: dict[int, str] = {}
+        self._reasons: dict[int, str] | None = None
 
     def note(self, caller: Caller, error: Exception) -> None:
         """Keep the reason for this caller."""
-        self._reasons.pop(caller.uid, None)
-        if len(self._reasons) >= self.LIMIT:
-            del self._reasons[next(iter(self._reasons))]
-        self._reasons[caller.uid] = str(error)[:REASON_LIMIT]
+        reasons = self._reasons = self._reasons or {}
+        reasons.pop(caller.uid, None)
+        if len(reasons) >= self.LIMIT:
+            del reasons[next(iter(reasons))]
+        reasons[caller.uid] = str(error)[:REASON_LIMIT]
 
     def clear(self, caller: Caller) -> None:
         """Forget this caller's: an operation of its has succeeded."""
-        self._reasons.pop(caller.uid, None)
+        if self._reasons is not None:
+            self._reasons.pop(caller.uid, None)
 
     def of(self, caller: Caller) -> str | None:
         """Return this caller's reason; root's, if it has none of its own, is the newest of all."""
-        if caller.uid in self._reasons or caller.uid != 0 or not self._reasons:
+        if not self._reasons:
+            return None
+        if caller.uid in self._reasons or caller.uid != 0:
             return self._reasons.get(caller.uid)
         return self._reasons[next(reversed(self._reasons))]
 

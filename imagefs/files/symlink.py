@@ -11,6 +11,7 @@ from imagefs.identity.caller import Caller
 class SymlinkNode(Node):
     """A symbolic link that says the same to everybody. `key` is what names it for ever."""
 
+    __slots__ = ("_attributes_timeout", "_made_ns", "_owner", "_target")
     kind = "link"
 
     def __init__(

@@ -11,14 +11,17 @@ from imagefs.catalog import Catalog, Snapshot
 from imagefs.errors import NotFound
 from imagefs.files.fixed import RootDirectory, StatusDirectory
 from imagefs.files.flavors import FlavorsDirectory
-from imagefs.files.images import DiskImageFile, ImageFile, ImagesDirectory, StoredImageFile, listing_inode
+from imagefs.files.image import ImageFile, StoredImageFile
+from imagefs.files.images import ImagesDirectory, listing_inode
 from imagefs.files.instance import InstanceParts
 from imagefs.files.instances import InstancesDirectory
 from imagefs.files.names import NamesDirectory
 from imagefs.files.node import Children, Node
+from imagefs.files.raw import DiskImageFile
 from imagefs.files.volumes import VolumesDirectory
 from imagefs.identity.caller import Caller
 from imagefs.library import Library
+from imagefs.upkeep import Upkeep
 
 MISSING_LIMIT: Final = 4096
 """Inode numbers that are remembered to name nothing."""
@@ -33,6 +36,7 @@ class Tree:
         self,
         catalog: Catalog,
         library: Library,
+        upkeep: Upkeep,
         parts: InstanceParts,
         metrics: Callable[[], bytes],
         *,
@@ -44,13 +48,13 @@ class Tree:
         `instances_owner` are the uid, gid and mode of instances/ and volumes/.
         """
         sights = parts.sights
-        self._images = ImagesDirectory("images", StoredImageFile, catalog, library, sights, owner)
-        self._raw = ImagesDirectory("raw", DiskImageFile, catalog, library, sights, owner)
+        self._images = ImagesDirectory("images", StoredImageFile, catalog, library, upkeep, sights, owner)
+        self._raw = ImagesDirectory("raw", DiskImageFile, catalog, library, upkeep, sights, owner)
         self._names = NamesDirectory(sights, owner)
         self._volumes_directory = VolumesDirectory(parts.volumes, *instances_owner)
         self._instances_directory = InstancesDirectory(parts, self._volume_file, *instances_owner)
         self._flavors = FlavorsDirectory(parts.flavors, sights, *owner)
-        self._status = StatusDirectory(metrics, sights, *owner)
+        self._status = StatusDirectory(metrics, sights, upkeep, *owner)
         self._catalog = catalog
         self._instances = parts.instances
         self._volumes = parts.volumes
@@ -64,7 +68,7 @@ class Tree:
             "volumes": self._volumes_directory,
             ".imagefs": self._status,
         }
-        self.root = RootDirectory(top, *owner, catalog.look, self._is_admin)
+        self.root = RootDirectory(top, *owner, catalog.look, sights, upkeep)
         self._always: dict[int, Node] = {node.inode: node for node in (self.root, *top.values())}
         self._nodes: dict[int, Node] = dict(self._always)
         self._told: dict[int, int] = {}
@@ -75,10 +79,6 @@ class Tree:
 
     def _volume_file(self, name: str) -> Node:
         return self._volumes_directory.node(self._volumes.get(name))
-
-    def _is_admin(self, caller: Caller) -> bool:
-        sight = self._sights.of(caller)
-        return sight.access.is_admin(sight.identity)
 
     def node(self, inode: int) -> Node:
         """Return the node with this inode number. Raises NotFound for one that is gone."""

@@ -153,6 +153,7 @@ class Instances:
                 opened = await self._library.open(image)
             if opened is None:
                 raise StoreUnavailable(f"image {image.record.id} could not be opened in {OPENING_SECONDS:.0f} s: try again")
+            self._library.expect_boot(image)  # the disks take some milliseconds, and then a guest boots from them
             found = image.record
             base = BaseImage(found.id, image.data_version, opened.as_disk().size, found.disk_format, found.min_ram, properties)
             wanted = msgspec.structs.replace(instance.record, image=base, maker=Maker(maker.user_id, maker.project_id, tuple(sorted(maker.roles))))
@@ -287,8 +288,19 @@ class Instances:
         for disk in record.disks:
             base: Callable[[], ImageDisk] | None = None
             if disk.kind == "root" and (image := record.image) is not None:
-                base = functools.partial(ImageDisk, self._catalog, self._library, image.id, image.data_version, image.virtual_size)
+                base = functools.partial(self._image_disk, image, instance.directory / f"{disk.stems[0]}.data")
             instance.disks[disk.name] = Disk(instance, disk, base, self._creation.node_key if disk.encrypted else None)
+
+    def _image_disk(self, image: BaseImage, data: Path) -> ImageDisk:
+        """Return the image's disk below an instance's. A guest that has booted has written: what is read of an untouched disk is its first boot.
+
+        Later boots are not recorded: what they read is partly their own, or still in the kernel's memory. Blocks for a stat of the disk's data.
+        """
+        try:
+            untouched = data.stat().st_blocks == 0
+        except OSError:
+            untouched = False
+        return ImageDisk(self._catalog, self._library, image.id, image.data_version, image.virtual_size, boots=untouched)
 
 
 async def _discard(directory: Path) -> None:

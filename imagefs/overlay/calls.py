@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from imagefs.aio import reader
 from imagefs.errors import NoSpace
 from imagefs.holes import punch_hole
 from imagefs.sealed import boot_id
@@ -53,11 +54,4 @@ def write_wholly(calls: Calls, fd: int, body: bytes | bytearray | memoryview, of
 
 def read_wholly(calls: Calls, fd: int, body: bytearray | memoryview, offset: int) -> int:
     """Fill `body` from `offset` bytes, going on after short reads; return the bytes read, fewer only at the end of the file. Raises OSError."""
-    rest = memoryview(body)
-    done = 0
-    while done < len(rest):
-        got = calls.preadv(fd, [rest[done:]], offset + done, 0)
-        if got == 0:
-            break
-        done += got
-    return done
+    return reader.read_wholly(calls.preadv, fd, body, offset)

@@ -12,13 +12,17 @@ from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from imagefs.aio.reader import Reader
 from imagefs.overlay.block_map import BLOCK_MASK, BLOCK_SHIFT, ZERO_BLOCK
 from imagefs.overlay.calls import Calls, write_wholly
+from imagefs.threads import Lane, run
 from imagefs.units import BLOCK, align_up
 
 KEY_SIZE: Final = 64
 """Bytes of a key: two of AES-256, one for the bytes and one for the tweak."""
 _TWEAK_SIZE: Final = 16
+INLINE: Final = 64 * 1024
+"""Bytes that are deciphered on the event loop once they were read: 0.15 ms. What is more goes to a thread."""
 
 
 class BlockCipher:
@@ -84,8 +88,12 @@ class EncipheredFile:
                 break
             got += more
         got -= got & BLOCK_MASK
-        self._cipher.decipher(blocks[:got], start >> BLOCK_SHIFT)
+        self.decipher(blocks[:got], start)
         return got
+
+    def decipher(self, blocks: memoryview, start: int) -> None:
+        """Decipher, in place, whole blocks that were read from `start`, the offset of a block."""
+        self._cipher.decipher(blocks, start >> BLOCK_SHIFT)
 
     def pwrite(self, fd: int, body: bytes | bytearray | memoryview, offset: int) -> int:
         """Write all of `body` at `offset` bytes and return its length. Raises NoSpace, naming the disk, and OSError; a part may be written then."""
@@ -104,3 +112,32 @@ class EncipheredFile:
     def _fetch(self, fd: int, block: memoryview, start: int) -> None:
         if self._read_blocks(fd, block, start, 0) != BLOCK:
             raise OSError(errno.EIO, f"{self._origin}.data: cut short before offset {start + BLOCK}")
+
+
+class EncipheredReader(Reader):
+    """A Reader of a data file that is enciphered, which gives plain bytes."""
+
+    __slots__ = ("_file", "_raw")
+
+    def __init__(self, raw: Reader, file: EncipheredFile) -> None:
+        """`raw` reads the same descriptor as it is."""
+        super().__init__(raw.fd, file.preadv)
+        self._raw = raw
+        self._file = file
+
+    async def fill(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """As Reader says."""
+        plain = memoryview(buffer)
+        head = offset & BLOCK_MASK
+        whole = not head and not len(plain) & BLOCK_MASK
+        blocks = plain if whole else memoryview(bytearray(align_up(head + len(plain), BLOCK)))
+        got = await self._raw.fill(blocks, offset - head)
+        got -= got & BLOCK_MASK  # a part of a block is no use
+        if got <= INLINE:
+            self._file.decipher(blocks[:got], offset - head)
+        else:
+            await run(Lane.DISK, self._file.decipher, blocks[:got], offset - head)
+        if whole:
+            return got
+        plain[:] = blocks[head : head + len(plain)]
+        return max(0, min(got - head, len(plain)))

@@ -14,7 +14,6 @@ Not done: knowing which blocks of a damaged map page were written (they give Sta
 """
 
 import errno
-import os
 import uuid
 from pathlib import Path
 
@@ -25,14 +24,13 @@ from imagefs.extents import Extents
 from imagefs.holes import allocated_bytes
 from imagefs.overlay import plan
 from imagefs.overlay.block_map import BASE, BLOCK_MASK, BLOCK_SHIFT, DAMAGED, DATA, ZERO, ZERO_BLOCK
-from imagefs.overlay.calls import CALLS, Calls, read_wholly, write_wholly
+from imagefs.overlay.calls import CALLS, Calls, write_wholly
 from imagefs.overlay.extents import disk_extents
 from imagefs.overlay.files import DiskFiles, create_files, delete_files
 from imagefs.overlay.flush import Flusher
 from imagefs.overlay.key import NodeKey
 from imagefs.overlay.layer import Layer
 from imagefs.source import Source
-from imagefs.threads import Lane, run
 from imagefs.units import BLOCK
 
 _STACK = "stack/"
@@ -60,8 +58,7 @@ class OverlayDisk(Layer):
         self._flusher = Flusher(files, self._flush_base)
         self._growing = trio.Lock()
         self._calls = files.data_calls
-        self._preadv = self._calls.preadv
-        self._read_flags = os.RWF_NOWAIT
+        self._reader = files.reader
 
     @staticmethod
     def create(directory: Path, name: str, size: int, base_identity: str, calls: Calls = CALLS, *, node_key: NodeKey | None = None) -> None:
@@ -166,14 +163,7 @@ class OverlayDisk(Layer):
             if states.count(state) != len(states):
                 return self._read_runs_nowait(offset, stop, states)
         if state == DATA:
-            body = bytearray(length)
-            try:
-                return body if self._preadv(self._fd, (body,), offset, self._read_flags) == length else None
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                self._without_nowait(error)
-                return self.read_nowait(offset, length)
+            return self._reader.nowait(length, offset)
         if state == BASE and self._base is not None:
             found = self._base.read_nowait(offset, length)
             if found is None or len(found) == length:
@@ -199,38 +189,41 @@ class OverlayDisk(Layer):
 
         Bytes that are written meanwhile are in it or not, block by block. Raises what `read_nowait` does, and what the base raises.
         """
-        found = self.read_nowait(offset, length)
-        if found is not None:
-            return found
-        with self._at_work():
-            return await self._read(offset, min(offset + length, self._size))
-
-    async def _read(self, offset: int, stop: int) -> bytearray:
-        body = bytearray(stop - offset)
+        stop = min(offset + length, self._size)
+        if stop <= offset:
+            return b""
         # The states of now hold across the awaits below: what they lead to are the bytes of now, or newer ones.
-        for state, start, end in plan.runs(self._states[offset >> BLOCK_SHIFT : (stop - 1 >> BLOCK_SHIFT) + 1], offset, stop):
+        states = self._states[offset >> BLOCK_SHIFT : (stop - 1 >> BLOCK_SHIFT) + 1]
+        body = bytearray(stop - offset)
+        with self._at_work():
+            if states.count(DATA) == len(states):  # what guests read most often comes without a plan
+                await self._fill(body, offset)
+            else:
+                await self._gather(body, offset, stop, states)
+        return body
+
+    async def _fill(self, piece: bytearray | memoryview, start: int) -> None:
+        """Read what is wholly in the data file."""
+        if await self._reader.fill(piece, start) != len(piece):
+            stop = start + len(piece)
+            raise StateDamaged(f"{self._origin}.data: cut short; a disk of {self._size} bytes has data up to offset {stop}")
+
+    async def _gather(self, body: bytearray, offset: int, stop: int, states: bytes) -> None:
+        """Read [offset, stop), whose states are `states`, from where each part lies."""
+        for state, start, end in plan.runs(states, offset, stop):
             if state == DATA:
-                piece = memoryview(body)[start - offset : end - offset]
-                if await run(Lane.DISK, read_wholly, self._calls, self._fd, piece, start) != end - start:
-                    raise StateDamaged(f"{self._origin}.data: cut short; a disk of {self._size} bytes has data up to offset {end}")
+                await self._fill(memoryview(body)[start - offset : end - offset], start)
             elif state == BASE and self._base is not None:
                 found = await self._base.read(start, end - start)
                 body[start - offset : end - offset] = found if len(found) == end - start else self._behind_base(self._base, found, start, end - start)
             elif state == DAMAGED:
                 raise self.damaged(start, end)
-        return body
 
     def _behind_base(self, base: Source, found: bytes | bytearray, offset: int, length: int) -> bytes:
         """Return what the base gave, and zeros for what lies behind its end."""
         if len(found) > length or offset + len(found) < min(base.size, offset + length):
             raise WrongBytes(f"{self._origin}: the base gave {len(found)} bytes of {length} at offset {offset}, and has {base.size} bytes")
         return bytes(found).ljust(length, b"\0")
-
-    def _without_nowait(self, error: OSError) -> None:
-        """Read without RWF_NOWAIT from now on if the host's filesystem does not know it; otherwise raise the error again."""
-        if error.errno != errno.EOPNOTSUPP or not self._read_flags:
-            raise error
-        self._read_flags = 0
 
     def damaged(self, start: int, stop: int) -> StateDamaged:
         """Return the error for bytes [start, stop), of which the state of some is lost."""

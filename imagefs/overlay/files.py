@@ -13,11 +13,12 @@ import uuid
 from pathlib import Path
 from typing import Final
 
+from imagefs.aio.reader import Reader
 from imagefs.errors import AlreadyExists, StateDamaged
 from imagefs.overlay.block_map import MapHeader, data_file_size
 from imagefs.overlay.calls import Calls
 from imagefs.overlay.check import check_maps
-from imagefs.overlay.cipher import EncipheredFile
+from imagefs.overlay.cipher import EncipheredFile, EncipheredReader
 from imagefs.overlay.durable_map import DurableMap, set_length
 from imagefs.overlay.key import KEY_SUFFIX, NodeKey, create_key, read_key, shred_keys
 from imagefs.overlay.live_map import LiveMap
@@ -28,7 +29,9 @@ SUFFIXES: Final = (KEY_SUFFIX, ".live", ".live.new", ".map", ".data")
 
 
 class DiskFiles:
-    """The open files of one disk. `calls` are the host's; `data_calls` are those for the data file, which encipher it if it is to be."""
+    """The open files of one disk. `calls` are the host's; `data_calls` are those for the data file, which encipher it if it is to be,
+    and `reader` reads it without holding up the event loop.
+    """
 
     def __init__(self, directory: Path, name: str, calls: Calls, node_key: NodeKey | None) -> None:
         """Open them. Raises what OverlayDisk.open does."""
@@ -39,12 +42,16 @@ class DiskFiles:
             self.durable = DurableMap(directory / f"{name}.map", calls)
             on_failure.callback(self.durable.close)
             header = self.durable.header
+            enciphered = None
             if header.encrypted:
                 key = read_key(directory / f"{name}{KEY_SUFFIX}", header.disk_uuid, node_key, calls)
                 enciphered = EncipheredFile(calls, key, self.origin)
                 self.data_calls = dataclasses.replace(calls, preadv=enciphered.preadv, pwrite=enciphered.pwrite)
             self.data_fd = _open_data(directory / f"{name}.data", header.size)
             on_failure.callback(os.close, self.data_fd)
+            self.reader = Reader(self.data_fd, calls.preadv)
+            if enciphered is not None:
+                self.reader = EncipheredReader(self.reader, enciphered)
             self.live = LiveMap(directory / f"{name}.live", header, self.durable.pages, calls)
             on_failure.pop_all()
 

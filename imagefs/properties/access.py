@@ -93,6 +93,10 @@ class Access:
 
         return self._policies.allows(policy_name, ImageTarget(record, identity.project_id, readable), identity)
 
+    def may_manage(self, policy_name: str, identity: Identity) -> bool:
+        """Tell whether a policy allows what is about no image, or about all: Glance asks those of its cache so."""
+        return self._policies.allows(policy_name, {}, identity)
+
     def may_create(self, policy_name: str, identity: Identity, owner: str | None, visibility: str) -> bool:
         """Tell whether a policy allows a new image: Glance asks add_image and those about visibility with these two attributes alone."""
         return self._policies.allows(policy_name, {"project_id": owner, "owner": owner, "visibility": visibility}, identity)

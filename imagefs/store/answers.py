@@ -1,8 +1,12 @@
 """This module says what the answers of an S3 server mean, in imagefs's errors and with what to mend; it does no I/O."""
 
+from collections.abc import Mapping
 from typing import Final
 
-from imagefs.errors import ImagefsError, NotFound, StoreRefused, StoreUnavailable, VersionChanged
+from imagefs.errors import ImagefsError, NotFound, StoreBusy, StoreRefused, StoreUnavailable, VersionChanged
+
+LONGEST_WAIT: Final = 30.0
+"""Seconds that a server is left alone at most, whatever it asks for: a guest's disk waits."""
 
 _BUSY: Final = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException", "BadDigest"})
 _CREDENTIALS: Final = frozenset(
@@ -29,8 +33,14 @@ def refusal(doing: str, *, code: str, status: int, said: str, bucket: str, endpo
     return StoreRefused(f"{doing}: {said}")
 
 
-def data_refusal(status: int, name: str) -> ImagefsError:
-    """Return the error that an HTTP status in answer to a GET of image data means."""
+def wait_asked(status: int, headers: Mapping[str, str]) -> float:
+    """Return the seconds that the server asks to be left alone, LONGEST_WAIT at most; 0 if it does not ask."""
+    text = headers.get("Retry-After", "")
+    return min(float(text), LONGEST_WAIT) if status in (429, 503) and text.isascii() and text.isdigit() else 0.0
+
+
+def data_refusal(status: int, name: str, headers: Mapping[str, str]) -> ImagefsError:
+    """Return the error that an HTTP status, with these headers, in answer to a GET of image data means."""
     match status:
         case 412:
             return VersionChanged(f"{name} is another version now: open the image again")
@@ -42,8 +52,8 @@ def data_refusal(status: int, name: str) -> ImagefsError:
             return StoreRefused(
                 f"reading {name}: access denied (HTTP {status}): check the credentials, their permission to read, and this node's clock"
             )
-        case 429:
-            return StoreUnavailable(f"reading {name}: the server asks to slow down (HTTP 429)")
+        case 429 | 503:
+            return StoreBusy(f"reading {name}: the server asks to slow down (HTTP {status})", wait_asked(status, headers))
         case _ if status >= 500:
             return StoreUnavailable(f"reading {name}: the server failed (HTTP {status})")
         case _ if 300 <= status < 400:

@@ -11,19 +11,21 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import random
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
 from imagefs.counters import COUNTERS
 from imagefs.errors import Conflict, InvalidInput, NoSpace, NotFound, StoreError, StoreRefused, StoreUnavailable, VersionChanged
+from imagefs.store.crowd import each
 from imagefs.store.protocol import SMALL_LIMIT, Entry, Progress
 from imagefs.units import KIB, MIB
 
@@ -34,6 +36,10 @@ _PIECE: Final = 256 * KIB
 _HOLE: Final = 64 * KIB
 _ZEROS: Final = bytes(_HOLE)
 _VANISHED_TRIES: Final = 8
+_BATCH: Final = 64
+"""Small files that a thread reads before it hands them on."""
+_READERS: Final = 4
+"""Threads that read small files: the filesystem may be across a network."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +79,8 @@ class FileObject:
 
 class Directory:
     """A Bucket over the directory `root`. `create`: make the directory in `check` if it is not there (the built-in default)."""
+
+    remote = False
 
     def __init__(
         self, root: Path, create: bool = False, sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic
@@ -115,11 +123,44 @@ class Directory:
             prefix = pending.pop()
             yield from _list_one(self.root, prefix, pending)
 
-    def get(self, key: str) -> tuple[bytes, str]:
-        """Return the file's bytes (cut after SMALL_LIMIT) and version."""
+    def list_below(self, starts: Sequence[str], suffix: str, gently: bool = False) -> Iterator[tuple[str, str]]:
+        """Yield (key, version) of the files `<directory>/<rest of suffix>` in directories that begin with one of `starts`: suffix begins with `/`.
+
+        One system call for each directory, not one for each file in it.
+        """
+        COUNTERS.store_requests += 1
+        below, root = tuple(starts), self._open_root()
+        try:
+            with self.explained("listing", ""), os.scandir(root) as entries:
+                for entry in entries:
+                    if entry.name.startswith(below) and entry.is_dir(follow_symlinks=False):
+                        key = f"{entry.name}{suffix}"
+                        version = self._version_below(root, key)
+                        if version is not None:
+                            yield key, version
+        finally:
+            os.close(root)
+
+    def get_many(self, keys: Iterable[str], take: Callable[[str, bytes, str], None]) -> None:
+        """Read many small files, a few at once, and call `take` for each; those that are gone by now are left out."""
+
+        def read(batch: Sequence[str]) -> list[tuple[str, bytes, str]]:
+            found = []
+            for key in batch:
+                with contextlib.suppress(NotFound):
+                    found.append((key, *self.get(key)))
+            return found
+
+        left = iter(keys)
+        for _, found in each(read, iter(lambda: list(itertools.islice(left, _BATCH)), []), _READERS):
+            for one in found:
+                take(*one)
+
+    def get(self, key: str, limit: int = SMALL_LIMIT) -> tuple[bytes, str]:
+        """Return the file's bytes (cut after `limit`) and version."""
         COUNTERS.store_requests += 1
         with self.explained("reading", key), self.opened(key) as descriptor, open(descriptor, "rb", closefd=False) as file:
-            return file.read(SMALL_LIMIT), version_of(os.fstat(descriptor))
+            return file.read(limit), version_of(os.fstat(descriptor))
 
     def peek(self, key: str, offset: int, length: int) -> bytes:
         """Return the bytes of [offset, offset+length) as they are now, fewer at the end."""
@@ -153,8 +194,8 @@ class Directory:
             os.fsync(directory)
             return version_of(os.fstat(descriptor))
 
-    def open(self, key: str) -> FileObject:
-        """Return the file pinned at its present version."""
+    def open(self, key: str, size: int | None = None) -> FileObject:
+        """Return the file pinned at its present version; looking at it at once costs nothing."""
         COUNTERS.store_requests += 1
         with self.explained("opening", key), self.opened(key) as descriptor:
             return FileObject(self, key, os.fstat(descriptor))
@@ -202,6 +243,17 @@ class Directory:
         except FileNotFoundError:
             # Not "no such image": a filesystem that is not mounted must not look like an empty store.
             raise StoreUnavailable(f"the store directory {self.root} is not there: is its filesystem mounted?") from None
+
+    def _version_below(self, root: int, key: str) -> str | None:
+        """Return the version of a regular file below the descriptor of the root, None if it is not there."""
+        try:
+            status = _status_at(root, key)
+        except NotADirectoryError:
+            return None
+        except PermissionError as error:
+            _log.warning("store directory skipped path=%s reason=%s", self.root / key, error.strerror)
+            return None
+        return version_of(status) if status is not None and stat.S_ISREG(status.st_mode) else None
 
     @contextlib.contextmanager
     def _parent(self, key: str, make: bool = False) -> Iterator[tuple[int, str]]:

@@ -9,12 +9,13 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NoReturn
 
-from imagefs.errors import NotFound, ReadOnly, VersionChanged
+from imagefs.errors import NotFound, ReadOnly, Unsupported, VersionChanged
+from imagefs.store.crowd import read_each
 from imagefs.store.layout import timestamp
-from imagefs.store.protocol import Bucket, Content, DataObject, Entry, Listed, Progress, StoredRecord
+from imagefs.store.protocol import Bucket, Content, DataObject, Entry, Listed, Progress, Read, StoredRecord
 from imagefs.store.record import ImageRecord
 
 FLAT_NAMESPACE: Final = uuid.UUID("2f0a4ed5-6b55-4b3e-9c0d-1f6b7a2c8e11")
@@ -80,7 +81,7 @@ class FlatLayout:
         """Return if the store can be used."""
         self._bucket.check()
 
-    def list(self) -> Iterator[Listed]:
+    def list(self, gently: bool = False) -> Iterator[Listed]:
         """Yield every image, without reading it."""
         known: dict[str, Listed] = {}
         for entry in self._bucket.list():
@@ -90,9 +91,19 @@ class FlatLayout:
                 yield known[image_id]
         self._known = known
 
+    def records(self, wanted: Sequence[Listed], take: Read) -> int:
+        """Make the records of many listed images, a few at once."""
+        return read_each(self.record, wanted, take)
+
+    def keep_records(self, records: Iterable[StoredRecord]) -> None:
+        """Raise Unsupported: every object is an image."""
+        raise Unsupported(f"keeping the catalog in {self.url}: it has the flat layout, in which every object is an image")
+
     def record(self, listed: Listed) -> StoredRecord:
         """Make the record of a listed image, from the listing and its first HEAD bytes."""
         entry = listed.entry
+        if entry is None:
+            raise NotFound(f"image {listed.image_id} is not in {self.url}")
         head = self._bucket.peek(entry.key, 0, HEAD) if entry.size else b""
         disk_format = detect_format(head, entry.key)
         modified = timestamp(entry.modified)
@@ -137,6 +148,14 @@ class FlatLayout:
     def digest_page(self, record: ImageRecord, page: int) -> bytes:
         """Raise NotFound: a flat store has no digests."""
         raise NotFound(f"image {record.id} has no page {page} of digests: {self.url} is a flat store")
+
+    def profile(self, record: ImageRecord) -> tuple[bytes, str] | None:
+        """Return None: every object of a flat store is an image, and there is no place for what belongs to one."""
+        return None
+
+    def put_profile(self, record: ImageRecord, body: bytes, expected: str | None) -> None:
+        """Raise Unsupported."""
+        raise Unsupported(f"keeping a boot profile of image {record.id}: {self.url} has the flat layout, in which every object is an image")
 
     def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:
         """Raise ReadOnly."""

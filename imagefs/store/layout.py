@@ -3,6 +3,8 @@
     <image-id>/image.json    the record (imagefs-store(5)); written only conditionally; the image exists while this does
     <image-id>/data          the image's bytes, never changed
     <image-id>/digests       SHA-256 of each 64 KiB of `data`, 32 bytes each; `image.json` has the hash of each page of them
+    .imagefs/catalog         copies of many records, for nodes that know none yet (see `bundle`); may be missing
+    <image-id>/profile       what boots from the image read (imagefs-profile(5)); may be missing; written only conditionally
 
 Creating writes the record first (queued, while the bytes are got ready; then saving), the data and the digests, and then makes the
 record active. Deleting marks the record `deleted` first, by a conditional write, so that no change made meanwhile can bring the image
@@ -10,25 +12,48 @@ back; the mark counts as "not found", and deleting again finishes a deletion tha
 """
 
 import contextlib
+import itertools
+import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, Final
 
 import msgspec
 
-from imagefs.errors import AlreadyExists, Conflict, ImagefsError, ImageRefused, InvalidInput, NotFound, NotPermitted, VersionChanged
+from imagefs.errors import (
+    AlreadyExists,
+    Conflict,
+    ImagefsError,
+    ImageRefused,
+    InvalidInput,
+    NotFound,
+    NotPermitted,
+    StateDamaged,
+    StoreError,
+    Unsupported,
+    VersionChanged,
+)
+from imagefs.store import bundle
 from imagefs.store.intake import Intake
-from imagefs.store.protocol import Bucket, Content, DataObject, Listed, Progress, StoredRecord
+from imagefs.store.protocol import PROFILE_LIMIT, Bucket, Content, DataObject, Listed, Progress, Read, StoredRecord
 from imagefs.store.record import ImageRecord, decode_record, encode_record, is_image_id
 from imagefs.store.tree import page_range
 
 RECORD: Final = "image.json"
 DATA: Final = "data"
 DIGESTS: Final = "digests"
+PROFILE: Final = "profile"
 UPDATE_TRIES: Final = 24
+BUNDLE_WORTH: Final = 256
+"""Records from which on the bundle is asked for first: it may be megabytes."""
+HEX_DIGITS: Final = "0123456789abcdef"
+"""What ids begin with, and listings are split by."""
 LONGEST_DELAY: Final = 1.0
 """Seconds between tries of an update: with full jitter, 24 tries outlast dozens of writers of the same record."""
+
+
+log = logging.getLogger(__name__)
 
 
 def timestamp(seconds: float) -> str:
@@ -50,6 +75,8 @@ class ImagefsLayout:
         self._clock = clock
         self._sleep = sleep
         self._chance = chance
+        self._bundle_version: str | None = None
+        """That of the bundle when it was last seen."""
 
     @property
     def url(self) -> str:
@@ -60,12 +87,72 @@ class ImagefsLayout:
         """Return if the store can be used."""
         self._bucket.check()
 
-    def list(self) -> Iterator[Listed]:
+    def list(self, gently: bool = False) -> Iterator[Listed]:
         """Yield every image by its record's key alone. One that is just being deleted is listed; `record` then says NotFound."""
-        for entry in self._bucket.list():
-            image_id, _, name = entry.key.partition("/")
-            if name == RECORD and is_image_id(image_id):
-                yield Listed(image_id, entry.version, entry)
+        for key, version in self._bucket.list_below(HEX_DIGITS, f"/{RECORD}", gently):
+            image_id = key.removesuffix(f"/{RECORD}")
+            if is_image_id(image_id):
+                yield Listed(image_id, version)
+
+    def records(self, wanted: Sequence[Listed], take: Read) -> int:
+        """Read records: many of them from the bundle where it has them as listed, the others one by one."""
+        left = {listed.image_id: listed for listed in wanted}
+        if self._bucket.remote and len(left) >= BUNDLE_WORTH:
+            self._take_bundled(left, take)
+
+        def got(key: str, body: bytes, version: str) -> None:
+            listed = left[key.removesuffix(f"/{RECORD}")]
+            try:
+                take(listed, StoredRecord(self._decoded(listed.image_id, body), version))
+            except NotFound:
+                pass
+            except ImageRefused as error:
+                take(listed, error)
+
+        self._bucket.get_many((self._key(image_id) for image_id in left), got)
+        return len(left)
+
+    def keep_records(self, records: Iterable[StoredRecord]) -> None:
+        """Write the bundle. Raises Unsupported where records are as quick to read one by one, Conflict."""
+        if not self._bucket.remote:
+            raise Unsupported(f"keeping the catalog in {self.url}: its records are read quickly enough")
+        body, count = bundle.encode_bundle(records)
+        try:
+            self._bundle_version = self._bucket.put(bundle.KEY, body, self._bundle_version)
+        except Conflict:
+            # Of a hundred nodes that have all found none, one has written it now: that is enough of them.
+            self._bundle_version = self._bucket.open(bundle.KEY).version
+            raise
+        log.info("kept the records of %d images together in the store bytes=%d", count, len(body))
+
+    def _take_bundled(self, left: dict[str, Listed], take: Read) -> None:
+        """Hand on the records that the bundle has as they are listed, and take them out of `left`. A bundle that is no good costs a warning."""
+        origin = f"{self.url}/{bundle.KEY}"
+        try:
+            body, self._bundle_version = self._bucket.get(bundle.KEY)
+            if len(body) > bundle.LARGEST:
+                raise StateDamaged(f"{origin}: it is longer than any bundle")
+            checked = self._versions_are_sums(left)
+            for image_id, version, record in bundle.decode_bundle(body, origin):
+                listed = left.get(image_id)
+                if listed is None or listed.version != version or (checked and not bundle.is_sum(version, record)):
+                    continue
+                with contextlib.suppress(ImageRefused, NotFound):  # what is wrong with it, reading the record itself will tell
+                    stored = StoredRecord(self._decoded(image_id, record), version)
+                    del left[image_id]
+                    take(listed, stored)
+        except NotFound:
+            self._bundle_version = None
+        except (StoreError, StateDamaged) as error:
+            log.warning("records are read one by one: the store's catalog cannot be used error=%s", error)
+
+    def _versions_are_sums(self, left: Mapping[str, Listed]) -> bool:
+        """Tell whether this store's versions are MD5 sums of what they are versions of, by the first record that is there."""
+        for image_id in itertools.islice(left, UPDATE_TRIES):
+            with contextlib.suppress(NotFound):
+                body, version = self._bucket.get(self._key(image_id))
+                return bundle.is_sum(version, body)
+        return True
 
     def record(self, listed: Listed) -> StoredRecord:
         """Read a listed image's record."""
@@ -97,8 +184,8 @@ class ImagefsLayout:
         return self._rewrite(image_id, stamped)
 
     def data(self, record: ImageRecord) -> DataObject:
-        """Open the image's bytes. Raises NotFound, VersionChanged if they are not as many as the record says."""
-        found = self._bucket.open(f"{record.id}/{DATA}")
+        """Open the image's bytes. Raises NotFound, VersionChanged if they are not as many as the record says: here, or at the first read."""
+        found = self._bucket.open(f"{record.id}/{DATA}", record.size)
         if found.size != record.size:
             raise VersionChanged(f"{self.url}/{record.id}/{DATA} has {found.size} bytes, and the image's record says {record.size}")
         return found
@@ -109,6 +196,24 @@ class ImagefsLayout:
         if record.tree is None or not length:
             raise NotFound(f"image {record.id} has no page {page} of digests")
         return self._bucket.peek(f"{record.id}/{DIGESTS}", offset, length)
+
+    def profile(self, record: ImageRecord) -> tuple[bytes, str] | None:
+        """Return the image's boot profile as it stands there, cut after PROFILE_LIMIT, and its version; None if it has none."""
+        try:
+            return self._bucket.get(f"{record.id}/{PROFILE}", PROFILE_LIMIT)
+        except NotFound:
+            return None
+
+    def put_profile(self, record: ImageRecord, body: bytes, expected: str | None) -> None:
+        """Write the image's boot profile. Raises Conflict, and NotFound if the image is gone."""
+        key = f"{record.id}/{PROFILE}"
+        self._bucket.put(key, body, expected)
+        try:
+            self.find(record.id)
+        except NotFound:
+            # The image was deleted before the profile was written. After the mark that this has seen nobody else would remove it.
+            self._bucket.delete(key)
+            raise
 
     def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:
         """Store a new image and return its active record.
@@ -189,7 +294,7 @@ class ImagefsLayout:
             return msgspec.structs.replace(record, status="deleted")
 
         self._rewrite(image_id, marked)
-        for name in (DATA, DIGESTS, RECORD):
+        for name in (DATA, DIGESTS, PROFILE, RECORD):
             self._bucket.delete(f"{image_id}/{name}")
 
     def _rewrite(self, image_id: str, change: Callable[[ImageRecord], ImageRecord]) -> StoredRecord:
@@ -213,11 +318,22 @@ class ImagefsLayout:
             body, version = self._bucket.get(self._key(image_id))
         except NotFound:
             raise self._not_found(image_id) from None
+        return StoredRecord(self._parsed(image_id, body), version)
+
+    def _parsed(self, image_id: str, body: bytes) -> ImageRecord:
+        """Return the record of an image from its stored form. Raises ImageRefused."""
         origin = f"{self.url}/{self._key(image_id)}"
         record = decode_record(body, origin)
         if record.id != image_id:
             raise ImageRefused(f"{origin}: it is the record of another image, {record.id}")
-        return StoredRecord(record, version)
+        return record
+
+    def _decoded(self, image_id: str, body: bytes) -> ImageRecord:
+        """As _parsed. Raises NotFound for an image that is being deleted."""
+        record = self._parsed(image_id, body)
+        if record.status == "deleted":
+            raise self._not_found(image_id)
+        return record
 
     def _not_found(self, image_id: str) -> NotFound:
         return NotFound(f"image {image_id} is not in {self.url}")

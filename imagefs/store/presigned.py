@@ -15,11 +15,12 @@ import urllib3
 
 from imagefs.errors import StoreRefused, StoreUnavailable, VersionChanged
 from imagefs.store.answers import data_refusal
-from imagefs.units import KIB
+from imagefs.units import UNIT
 
 URL_LIFETIME: Final = 6 * 3600
 """Seconds a URL is signed for. Temporary credentials may end sooner: a 403 signs again, once."""
-_PIECE: Final = 256 * KIB
+_PIECE: Final = UNIT
+"""Bytes asked of a connection at a time: one unit, so that each is handed on as it comes, and as the very bytes object that was read."""
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 Sign = Callable[[], str]
@@ -32,17 +33,23 @@ class PresignedObject:
     path: Path | None = None
 
     def __init__(
-        self, name: str, size: int, etag: str, *, sign: Sign, pool: urllib3.PoolManager, clock: Callable[[], float] = time.monotonic
+        self, name: str, size: int, etag: str | None, *, sign: Sign, pool: urllib3.PoolManager, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        """Take what messages call it, its bytes, its ETag (None: that of the first answer), and what signs and sends requests."""
         self._name = name
         self.size = size
-        self.version = etag
+        self._etag = etag
         self._sign = sign
         self._pool = pool
         self._clock = clock
         self._lock = threading.Lock()
         self._url = ""
         self._signed_at = float("-inf")
+
+    @property
+    def version(self) -> str:
+        """The ETag that every read is pinned to; empty until the first one was answered, if nobody said it before."""
+        return self._etag or ""
 
     def stream(self, offset: int, length: int) -> Iterator[bytes]:
         """Yield the bytes of [offset, offset+length), cut at the object's end, as they arrive: one attempt.
@@ -80,7 +87,9 @@ class PresignedObject:
         return response
 
     def _send(self, url: str, offset: int, end: int) -> urllib3.BaseHTTPResponse:
-        headers = {"Range": f"bytes={offset}-{end - 1}", "If-Match": f'"{self.version}"', "Accept-Encoding": "identity"}
+        headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
+        if self._etag is not None:
+            headers["If-Match"] = f'"{self._etag}"'
         try:
             # No redirect is followed: image bytes come from the configured endpoint and from nowhere else.
             return self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False, retries=False)
@@ -97,9 +106,12 @@ class PresignedObject:
     def _check(self, response: urllib3.BaseHTTPResponse, offset: int, end: int) -> None:
         """Return if the answer is the range asked for, of the pinned version."""
         if response.status not in (200, 206):
-            raise data_refusal(response.status, self._name)
+            raise data_refusal(response.status, self._name, response.headers)
         etag = response.headers.get("ETag", "").strip('"')
-        if etag != self.version:
+        with self._lock:
+            if self._etag is None and etag:
+                self._etag = etag
+        if etag != self._etag:
             raise VersionChanged(f"{self._name} is another version now (ETag {etag or 'missing'}): open the image again")
         if response.status == 200:
             if (offset, end) != (0, self.size):
@@ -107,10 +119,10 @@ class PresignedObject:
             return
         header = response.headers.get("Content-Range", "")
         match = _CONTENT_RANGE.fullmatch(header)
+        if match is not None and match[3] not in ("*", str(self.size)):
+            raise VersionChanged(f"{self._name} has {match[3]} bytes now, not {self.size}: open the image again")
         if match is None or (int(match[1]), int(match[2]) + 1) != (offset, end):
             raise StoreUnavailable(f"reading {self._name}: asked for bytes {offset}-{end - 1}, answered '{header[:60]}'")
-        if match[3] not in ("*", str(self.size)):
-            raise VersionChanged(f"{self._name} has {match[3]} bytes now, not {self.size}: open the image again")
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> None:

@@ -7,14 +7,18 @@ StoreRefused for what will not, NotFound for what is not there.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
+from imagefs.errors import ImageRefused
 from imagefs.store.record import MAX_RECORD, ImageRecord
 
 SMALL_LIMIT: Final = MAX_RECORD + 1
 """Bytes after which `Bucket.get` cuts, so that a hostile object cannot fill the memory; a record that long is refused."""
+
+PROFILE_LIMIT: Final = 1024 * 1024
+"""Bytes after which `ImageStore.profile` cuts: twice the longest boot profile."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes moved since the last call, in any thread, and in several at once. What it raises breaks the work off."""
@@ -79,8 +83,27 @@ class Bucket(Protocol):
         """Yield every object below the prefix, in any order."""
         ...
 
-    def get(self, key: str) -> tuple[bytes, str]:
-        """Return a small object's bytes (cut after `SMALL_LIMIT`) and version. Raises NotFound."""
+    @property
+    def remote(self) -> bool:
+        """Whether each request is a way over a network: then records are worth keeping together in one object."""
+        ...
+
+    def list_below(self, starts: Sequence[str], suffix: str, gently: bool = False) -> Iterator[tuple[str, str]]:
+        """Yield (key, version) of every object whose key begins with one of `starts` and ends in `suffix`, in any order.
+
+        `gently`: with few requests at once, since guests are running and nobody waits.
+        """
+        ...
+
+    def get_many(self, keys: Iterable[str], take: Callable[[str, bytes, str], None]) -> None:
+        """Call `take` with key, bytes and version of each of many small objects, in this thread and any order, many at once on their way.
+
+        Objects that are not there are left out. Raises what `take` raises, and StoreError as soon as an object cannot be read.
+        """
+        ...
+
+    def get(self, key: str, limit: int = SMALL_LIMIT) -> tuple[bytes, str]:
+        """Return a small object's bytes (cut after `limit`) and version. Raises NotFound."""
         ...
 
     def peek(self, key: str, offset: int, length: int) -> bytes:
@@ -104,8 +127,12 @@ class Bucket(Protocol):
         """
         ...
 
-    def open(self, key: str) -> DataObject:
-        """Return the object pinned at its present version. Raises NotFound."""
+    def open(self, key: str, size: int | None = None) -> DataObject:
+        """Return the object pinned at its present version. Raises NotFound.
+
+        With `size`, the bytes that it must have, asking the store may be left to the first read: it pins the version that it finds then, and
+        raises NotFound, or VersionChanged for another size. That saves the first byte of an image a way to the store and back.
+        """
         ...
 
     def delete(self, key: str) -> None:
@@ -129,8 +156,12 @@ class Listed:
 
     image_id: str
     version: str
-    entry: Entry
+    entry: Entry | None = None
     stored: StoredRecord | None = None
+
+
+Read = Callable[[Listed, StoredRecord | ImageRefused], None]
+"""Called with a listed image and its record, or the reason why that is refused."""
 
 
 class ImageStore(Protocol):
@@ -145,12 +176,27 @@ class ImageStore(Protocol):
         """Return if the store can be used; raise otherwise, with a message that says what to mend."""
         ...
 
-    def list(self) -> Iterator[Listed]:
-        """Yield every image, without a request for each."""
+    def list(self, gently: bool = False) -> Iterator[Listed]:
+        """Yield every image, without a request for each; `gently` if nobody waits for it, and guests are running."""
         ...
 
     def record(self, listed: Listed) -> StoredRecord:
         """Read one image's record. Raises NotFound, ImageRefused if the record is damaged."""
+        ...
+
+    def records(self, wanted: Sequence[Listed], take: Read) -> int:
+        """Read the records of many listed images, calling `take` for each in this thread, in any order; images that are gone are left out.
+
+        Returns how many cost a request each. A record that was changed since the listing comes as it is now, with its own version.
+        Raises StoreError; some may have been taken by then.
+        """
+        ...
+
+    def keep_records(self, records: Iterable[StoredRecord]) -> None:
+        """Keep records together in the store, so that the next node that reads many of them needs few requests.
+
+        Raises Unsupported where that makes no sense, Conflict if another node has just done it, StoreError.
+        """
         ...
 
     def find(self, image_id: str) -> StoredRecord:
@@ -170,6 +216,21 @@ class ImageStore(Protocol):
 
     def digest_page(self, record: ImageRecord, page: int) -> bytes:
         """Return page number `page` of the image's `digests`, unverified. Raises NotFound if the store has none."""
+        ...
+
+    def profile(self, record: ImageRecord) -> tuple[bytes, str] | None:
+        """Return what is kept as the image's boot profile, cut after PROFILE_LIMIT and unverified, and its version for `put_profile`.
+
+        None if there is none, or if this store keeps none.
+        """
+        ...
+
+    def put_profile(self, record: ImageRecord, body: bytes, expected: str | None) -> None:
+        """Keep a boot profile beside the image, if the present one's version is `expected` (None: if there is none).
+
+        Raises Conflict if another writer was there first, NotFound if the image is gone (nothing is left of the profile then),
+        Unsupported, NotPermitted or StoreRefused where the store keeps none.
+        """
         ...
 
     def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:

@@ -1,5 +1,6 @@
 """What every ImageStore promises: imagefs's own layout over a directory and a real S3 server, and a real Glance."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,10 +12,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from imagefs.errors import AlreadyExists, InvalidInput, NotFound, NotPermitted
+from imagefs.errors import AlreadyExists, Conflict, InvalidInput, NotFound, NotPermitted, Unsupported
 from imagefs.store.glance.store import GlanceStore
 from imagefs.store.layout import ImagefsLayout
-from imagefs.store.protocol import Bucket, ImageStore, StoredRecord
+from imagefs.store.protocol import PROFILE_LIMIT, Bucket, ImageStore, StoredRecord
 from imagefs.store.record import ImageRecord, Member
 from imagefs.units import MIB
 from tests.support.glance import Glance
@@ -123,11 +124,11 @@ def test_there_is_no_page_of_digests_past_the_last(world: World) -> None:
 
 
 def test_the_bytes_of_an_image_that_is_gone_are_not_found(world: World) -> None:
-    """Data of a deleted image raises NotFound."""
+    """Data of a deleted image raises NotFound, at its first read if not before."""
     made = world.create()
     world.store.delete(made.id)
     with pytest.raises(NotFound):
-        world.store.data(made)
+        list(world.store.data(made).stream(0, 1))
 
 
 def test_an_id_that_is_taken_is_refused_and_its_image_untouched(world: World) -> None:
@@ -353,3 +354,60 @@ def test_what_is_no_image_id_is_not_found(world: World, image_id: str) -> None:
     """Find never makes a path of something that is not an image id."""
     with pytest.raises(NotFound):
         world.store.find(image_id)
+
+
+def test_a_boot_profile_is_kept_beside_its_image_or_not_at_all(world: World) -> None:
+    """A store that keeps profiles gives back the newest; one that does not says so, and has none."""
+    made = world.create()
+    assert world.store.profile(made) is None
+    if isinstance(world.store, GlanceStore):
+        with pytest.raises(Unsupported, match=made.id):
+            world.store.put_profile(made, b"one", None)
+        assert world.store.profile(made) is None
+        return
+    world.store.put_profile(made, b"one", None)
+    found = world.store.profile(made)
+    assert found is not None
+    assert found[0] == b"one"
+    world.store.put_profile(made, b"two, which is longer", found[1])
+    newest = world.store.profile(made)
+    assert newest is not None
+    assert newest[0] == b"two, which is longer"
+    assert newest[1] != found[1]
+    assert world.store.find(made.id).record == made
+
+
+def test_a_boot_profile_is_written_only_over_the_one_that_was_read(world: World) -> None:
+    """Of two nodes that end their boots at once one gets Conflict, and reads again."""
+    made = world.create()
+    with contextlib.suppress(Unsupported):
+        world.store.put_profile(made, b"one", None)
+        for expected in (None, "another version"):
+            with pytest.raises(Conflict):
+                world.store.put_profile(made, b"two", expected)
+        found = world.store.profile(made)
+        assert found is not None
+        assert found[0] == b"one"
+
+
+def test_a_hostile_boot_profile_is_cut(world: World) -> None:
+    """However long the object is, PROFILE_LIMIT bytes of it are read."""
+    made = world.create()
+    with contextlib.suppress(Unsupported):
+        world.store.put_profile(made, bytes(PROFILE_LIMIT + 9), None)
+        found = world.store.profile(made)
+        assert found is not None
+        assert len(found[0]) == PROFILE_LIMIT
+
+
+def test_a_boot_profile_goes_with_its_image(world: World) -> None:
+    """Deleting leaves nothing of it, and what is written afterwards does not stay: there is no image that it could be of."""
+    made = world.create()
+    with contextlib.suppress(Unsupported):
+        world.store.put_profile(made, b"one", None)
+    world.store.delete(made.id)
+    assert world.leftovers(made.id) == []
+    with pytest.raises((NotFound, Unsupported)):
+        world.store.put_profile(made, b"two", None)
+    assert world.leftovers(made.id) == []
+    assert world.store.profile(made) is None

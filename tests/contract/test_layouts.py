@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from imagefs.errors import AlreadyExists, Conflict, ImageRefused, NotFound, ReadOnly, VersionChanged
+from imagefs.errors import AlreadyExists, Conflict, ImageRefused, NotFound, ReadOnly, Unsupported, VersionChanged
 from imagefs.store.flat import FLAT_NAMESPACE, FlatLayout
 from imagefs.store.layout import ImagefsLayout
 from imagefs.store.protocol import Bucket
-from imagefs.store.record import ImageRecord
+from imagefs.store.record import ImageRecord, decode_record, encode_record
 from imagefs.store.tree import digest_of, verify_page, verify_unit
 from imagefs.units import MIB, UNIT
 from tests.support.sources import Bomb, given
@@ -183,14 +183,16 @@ def test_a_damaged_record_is_refused_by_name_and_others_are_not_affected(
 
 
 def test_data_of_another_size_than_recorded_is_refused(layout: ImagefsLayout, bucket: Bucket) -> None:
-    """Data raises VersionChanged if the object has not the recorded size, NotFound if it is gone."""
+    """Data, or its first read, raises VersionChanged if the object has not the recorded size, NotFound if it is gone."""
     made = create(layout)
-    upload(bucket, f"{ID}/data", BODY + b"!")
-    with pytest.raises(VersionChanged, match=f"{ID}/data"):
-        layout.data(made)
+    for other in (BODY + b"!", BODY[:-1]):
+        upload(bucket, f"{ID}/data", other)
+        for offset, length in ((0, len(BODY)), (len(BODY) - 2, 2)):
+            with pytest.raises(VersionChanged, match=f"{ID}/data"):
+                list(layout.data(made).stream(offset, length))
     bucket.delete(f"{ID}/data")
     with pytest.raises(NotFound):
-        layout.data(made)
+        list(layout.data(made).stream(0, 1))
 
 
 def qcow2_head(virtual_size: int) -> bytes:
@@ -257,3 +259,38 @@ def test_a_flat_store_is_read_only(flat: FlatLayout, bucket: Bucket) -> None:
             write()
     flat.check()
     assert flat.url == bucket.url
+
+
+def test_a_flat_store_keeps_no_boot_profiles(bucket: Bucket, flat: FlatLayout) -> None:
+    """Every object is an image there: one more would be an image more."""
+    upload(bucket, "disk.img", BODY)
+    (listed,) = flat.list()
+    found = flat.record(listed).record
+    assert flat.profile(found) is None
+    with pytest.raises(Unsupported, match="flat layout"):
+        flat.put_profile(found, b"profile", None)
+    assert [entry.key for entry in bucket.list()] == ["disk.img"]
+
+
+def test_a_boot_profile_is_no_image(bucket: Bucket, layout: ImagefsLayout) -> None:
+    """A listing has the image once, whatever lies beside its record, and at the same version."""
+    made = create(layout)
+    before = list(layout.list())
+    layout.put_profile(made, b"profile", None)
+    assert [(found.image_id, found.version) for found in layout.list()] == [(found.image_id, found.version) for found in before]
+    assert f"{ID}/profile" in [entry.key for entry in bucket.list()]
+
+
+def test_a_deletion_that_was_cut_short_takes_the_boot_profile_when_it_is_finished(bucket: Bucket, layout: ImagefsLayout) -> None:
+    """The image counts as gone from its mark on: a profile that is written then is taken back, and one from before goes in the end."""
+    made = create(layout)
+    layout.put_profile(made, b"profile", None)
+    body, version = bucket.get(f"{ID}/image.json")
+    bucket.put(f"{ID}/image.json", encode_record(msgspec.structs.replace(decode_record(body, ""), status="deleted")), version)
+    found = layout.profile(made)
+    assert found is not None
+    with pytest.raises(NotFound):
+        layout.put_profile(made, b"newer", found[1])
+    assert layout.profile(made) is None
+    layout.delete(ID)
+    assert [entry.key for entry in bucket.list()] == []

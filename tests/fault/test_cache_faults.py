@@ -18,6 +18,7 @@ from imagefs.cache.unit_map import ENTRY, entry_offset
 from imagefs.counters import COUNTERS
 from imagefs.errors import ImagefsError, ImageRefused, StoreUnavailable, WrongBytes
 from imagefs.units import MIB, UNIT
+from imagefs.urgency import Urgency
 from tests.support.caching import IMAGE, Gate, HeldFiller, settled, started
 from tests.support.fetched import noise
 
@@ -125,7 +126,7 @@ class OddFiller(HeldFiller):
         super().__init__(CONTENT)
         self.deliveries = deliveries
 
-    async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
+    async def fill(self, first_unit: int, count: int, deliver: Deliver, urgency: Urgency = Urgency.DEMAND) -> None:
         await trio.lowlevel.checkpoint()
         for unit, body in self.deliveries:
             deliver(unit, body)
@@ -321,3 +322,25 @@ async def test_a_cache_that_goes_during_an_eviction(tmp_path: Path, nursery: tri
             await trio.sleep(0.01)
     caches.root.check_invariants()
     assert caches.used_on_disk() <= limit
+
+
+@pytest.mark.parametrize("call", ["imagefs.cache.file.punch_hole", "imagefs.cache.file._write"])
+async def test_closed_cache_that_cannot_shrink(tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A closed cache of which nothing can be punched goes as a whole when room is needed: it is what frees it."""
+    caches = await started(tmp_path, nursery)
+    cache = await caches.open(HeldFiller(noise(3 * MIB)))
+    for offset in range(0, 3 * MIB, MIB):
+        await cache.read(offset, MIB)
+    await settled(cache)
+    caches.root.close()
+    caches = await started(tmp_path, nursery, limit=4 * MIB)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(call, fail)
+        assert await caches.root._make_room(MIB, Urgency.DEMAND) >= 3 * MIB
+    assert await caches.root.status() == []
+    assert caches.used_on_disk() < MIB
+    caches.root.check_invariants()

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from imagefs.counters import COUNTERS
-from imagefs.errors import StoreRefused, StoreUnavailable, VersionChanged, WrongBytes
+from imagefs.errors import StoreBusy, StoreRefused, StoreUnavailable, VersionChanged, WrongBytes
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.fetch.digests import UnitDigests
 from imagefs.fetch.filler import ObjectFiller
@@ -168,3 +168,15 @@ def test_digests_that_are_away_are_waited_for() -> None:
     stored = StoredObject(ScriptedObject(CONTENT), UnitDigests(tree, len(CONTENT), load, "debian"), RetryPolicy(), clock=clock, sleep=clock.sleep)
     assert b"".join(stored.stream_units(0, 100)) == CONTENT
     assert len(clock.slept) == 2
+
+
+def test_a_store_that_asks_to_be_left_alone_is() -> None:
+    """Retry-After is waited for before the next try, and what a busy store is given at once is halved."""
+    clock = FakeClock()
+    source = ScriptedObject(CONTENT, clock)
+    source.script = lambda attempt, offset, length: [StoreBusy("slow down", 3.0)] if attempt == 0 else None
+    stored = StoredObject(source, None, RetryPolicy(), clock=clock, chance=lambda: 0.5, sleep=clock.sleep)
+    limit = stored.traffic.limit
+    assert b"".join(stored.stream_units(0, 100)) == CONTENT
+    assert clock.slept == [3.05]
+    assert stored.traffic.limit == limit // 2

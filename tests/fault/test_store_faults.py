@@ -30,7 +30,8 @@ from imagefs.store.layout import ImagefsLayout
 from imagefs.store.options import S3Options
 from imagefs.store.record import ImageRecord
 from imagefs.store.retry import SmallRetry
-from imagefs.store.s3 import S3Bucket, Timeouts
+from imagefs.store.s3 import S3Bucket
+from imagefs.store.s3_connector import Timeouts
 from imagefs.units import MIB
 from tests.support.s3proxy import Fault, FaultProxy, random_faults
 from tests.support.seaweed import Seaweed

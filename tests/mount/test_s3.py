@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import time
 import uuid
@@ -50,6 +51,8 @@ def cloud(tmp_path: Path, s3_proxy: FaultProxy, seaweed: Seaweed) -> Cloud:
     prefix = f"mount-{uuid.uuid4()}"
     extra = f'[store.s3]\nendpoint_url = "{s3_proxy.endpoint_url}"\nregion = "us-east-1"\n'
     config = write_config(tmp_path, store=f"s3://images/{prefix}", extra=extra)
+    # these tests count requests; boot profiles have their own
+    config.write_text(config.read_text().replace("[cache]\n", "[cache]\nboot_profiles = false\n"))
     disk = disk_bytes(6 * MIB)
     raw = write_raw(tmp_path / "disk.raw", disk)
     qcow2 = write_qcow2(tmp_path / "disk.qcow2", raw, "-c")
@@ -342,3 +345,40 @@ def test_the_daemon_ends_soon_while_a_store_hangs_in_an_upload(cloud: Cloud) -> 
         listed = cloud.server.client().list_objects_v2(Bucket="images", Prefix=f"{cloud.prefix}/")["Contents"]
         assert {item["Key"].split("/")[1] for item in listed} == {RAW_ID, QCOW2_ID, found["id"]}
         assert again.alive()
+
+
+def test_prefetched_image_asks_the_store_for_nothing_more(cloud: Cloud, mount: Mounted) -> None:
+    """After a prefetch of all of it what is not known to be zeros is cached, and reading it fetches nothing."""
+    mount.imagefs("image", "prefetch", "--all", "--wait", "packed", "plain")
+    lines = {(line["name"], line["space"]): line for line in map(json.loads, (cloud.root / ".imagefs" / "cache").read_text().splitlines())}
+    assert len(cloud.disk) // 2 < lines["plain", "stored"]["cached"] == lines["packed", "guest"]["cached"] <= len(cloud.disk)
+    before = cloud.data_requests()
+    for image_id in (RAW_ID, QCOW2_ID):
+        assert os.getxattr(cloud.root / "images" / image_id, "user.imagefs.prefetch") == b"done"
+        assert (cloud.root / "raw" / image_id).read_bytes() == cloud.disk
+    assert cloud.data_requests() == before
+
+
+def test_prefetch_that_the_store_fails(cloud: Cloud, mount: Mounted) -> None:
+    """The attribute says that it failed, the error why, the command both; it can be asked for again."""
+    cloud.proxy.add(Fault.FORBIDDEN, contains="/data", times=None)
+    done = mount.imagefs("image", "prefetch", "--all", "--wait", "plain", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("imagefs: image prefetch plain: ")
+    path = cloud.root / "raw" / RAW_ID
+    assert os.getxattr(cloud.root / "images" / RAW_ID, "user.imagefs.prefetch") == b"failed"
+    cloud.proxy.clear()
+    mount.imagefs("image", "prefetch", "--all", "--wait", "plain")
+    assert path.read_bytes() == cloud.disk
+
+
+def test_verify_finds_what_was_changed_in_the_store(cloud: Cloud) -> None:
+    """The command reads all bytes in the store: right ones are listed with what they were compared with, wrong ones are an error."""
+    client, key = cloud.server.client(), f"{cloud.prefix}/{RAW_ID}/data"
+    bad = bytearray(cloud.disk)
+    bad[MIB] ^= 1
+    client.put_object(Bucket="images", Key=key, Body=bytes(bad))
+    done = run_imagefs(cloud.config, "image", "verify", "plain", "packed", "-f", "value", "-c", "Name", check=False)
+    assert done.returncode == 1
+    assert done.stdout.split() == ["packed"]
+    assert RAW_ID in done.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import trio
+import trio.testing
 
 from imagefs import threads
 from imagefs.cache.budget import Budget
@@ -15,8 +16,10 @@ from imagefs.cache.filler import Deliver
 from imagefs.cache.memory import Memory
 from imagefs.cache.root import CacheRoot
 from imagefs.extents import clipped
-from imagefs.threads import Lane
+from imagefs.fetch.traffic import Traffic, Turn
+from imagefs.threads import FETCH_LANES
 from imagefs.units import GIB, MIB, UNIT
+from imagefs.urgency import Urgency
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -32,9 +35,12 @@ class HeldFiller:
         self.content = content
         self.size = len(content)
         self.fills: list[tuple[int, int]] = []
+        self.urgencies: list[Urgency] = []
+        """Of the fills, in the same order."""
         self.nonzero: list[tuple[int, int]] = [(0, len(content))]
         self.free: Callable[[int], tuple[int, int]] = lambda unit: (unit, 1)
         self.before: Callable[[int], object] = lambda unit: None
+        self.traffic = Traffic()
         self.asked = trio.Event()
         """Set by the first fill."""
 
@@ -44,10 +50,14 @@ class HeldFiller:
     async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
         return clipped(self.nonzero, offset, offset + length)
 
-    async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
+    async def turn(self, urgency: Urgency) -> Turn:
+        return await self.traffic.turn(urgency)
+
+    async def fill(self, first_unit: int, count: int, deliver: Deliver, urgency: Urgency = Urgency.DEMAND) -> None:
         self.fills.append((first_unit, count))
+        self.urgencies.append(urgency)
         self.asked.set()
-        await threads.run(Lane.FETCH, self._bring, first_unit, count, deliver)
+        await threads.run(FETCH_LANES[urgency], self._bring, first_unit, count, deliver)
 
     def _bring(self, first_unit: int, count: int, deliver: Deliver) -> None:
         for unit in range(first_unit, first_unit + count):
@@ -75,10 +85,10 @@ class Gate:
 class Caches:
     """A CacheRoot in `path`, and the nursery that its fills run in."""
 
-    def __init__(self, path: Path, nursery: trio.Nursery, *, limit: int = GIB, memory: int = 64 * MIB) -> None:
+    def __init__(self, path: Path, nursery: trio.Nursery, *, limit: int = GIB, memory: int = 64 * MIB, floor: int = 0) -> None:
         self.path = path
         self.nursery = nursery
-        self.budget = Budget(limit)
+        self.budget = Budget(limit, floor_bytes=floor)
         self.memory = Memory(memory)
         self.root = CacheRoot(path, self.budget, self.memory)
 
@@ -94,6 +104,14 @@ async def settled(cache: UnitCache) -> None:
     """Return when nothing is happening to the cache: fills go on after the read that caused them."""
     while flights := cache._shelf.flights:
         await next(iter(flights.values())).wait()
+
+
+async def all_settled(cache: UnitCache) -> None:
+    """Return when nothing is happening to the cache and nothing is about to: what is fetched ahead waits for its turn before it begins."""
+    for task in list(cache._supply._nursery.child_tasks):
+        while task.name.endswith("Supply._bring_ahead") and task in cache._supply._nursery.child_tasks:
+            await trio.testing.wait_all_tasks_blocked()
+    await settled(cache)
 
 
 async def started(path: Path, nursery: trio.Nursery, *, limit: int = GIB, memory: int = 64 * MIB) -> Caches:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+from imagefs.fetch.traffic import Traffic
 from imagefs.holes import data_ranges
 from imagefs.image.qcow2.filler import Qcow2Filler
 from imagefs.units import GIB, KIB, MIB, UNIT, unit_count
@@ -163,6 +164,7 @@ class FileUnits:
         self.path = path
         self.size = path.stat().st_size
         self.streams: list[tuple[int, int]] = []
+        self.traffic = Traffic()
 
     def stream_units(self, first_unit: int, count: int) -> Generator[bytes, None, None]:
         """Yield stored units."""

@@ -3,7 +3,7 @@
 import dataclasses
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,8 @@ import trio
 
 from imagefs.catalog import Catalog, CatalogImage, RecordDatabase, file_name, file_names
 from imagefs.errors import ImageRefused, InvalidInput, NotFound, StoreUnavailable
-from imagefs.store.protocol import Entry, Listed, StoredRecord
+from imagefs.store.crowd import read_each
+from imagefs.store.protocol import Listed, Read, StoredRecord
 from imagefs.store.record import ImageRecord
 
 A, B, C = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "abc")
@@ -32,11 +33,14 @@ class ListStore:
     down: bool = False
     url: str = "test:"
 
-    def list(self) -> Iterator[Listed]:
+    def list(self, gently: bool = False) -> Iterator[Listed]:
         if self.down:
             raise StoreUnavailable("the store is down")
         for image_id, (version, _) in self.images.items():
-            yield Listed(image_id, version, Entry(f"{image_id}/image.json", 1, version, 0))
+            yield Listed(image_id, version)
+
+    def records(self, wanted: Sequence[Listed], take: Read) -> int:
+        return read_each(self.record, wanted, take)
 
     def record(self, listed: Listed) -> StoredRecord:
         self.reads += 1
@@ -107,9 +111,9 @@ async def test_look_reads_only_changed_records(tmp_path: Path) -> None:
 class CompleteStore(ListStore):
     """A store whose listing has the records."""
 
-    def list(self) -> Iterator[Listed]:
+    def list(self, gently: bool = False) -> Iterator[Listed]:
         """Yield every image with its record."""
-        for listed in super().list():
+        for listed in super().list(gently):
             yield dataclasses.replace(listed, stored=StoredRecord(self.images[listed.image_id][1], listed.version))
 
 
@@ -255,7 +259,7 @@ def test_row_that_fails_its_checksum_is_read_again(tmp_path: Path, caplog: pytes
     database.save([CatalogImage(record(A, "one"), "1"), CatalogImage(record(B, "two"), "1")], [])
     database.close()
     with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE image SET body = replace(body, 'one', 'two') WHERE id = ?", (A,))
+        raw.execute("UPDATE image SET record = substr(record, 2) WHERE id = ?", (A,))
     raw.close()
     assert list(RecordDatabase(path, "test:").load()) == [B]
     assert "checksum" in caplog.text or "SHA-256" in caplog.text

@@ -1,17 +1,30 @@
 """The disk of an image that an instance was made from: opened when it is needed, and pinned to its bytes."""
 
-from typing import cast
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
+import trio
 
-from imagefs.catalog import Catalog, CatalogImage
+from imagefs.catalog import Catalog, CatalogImage, Snapshot
 from imagefs.errors import ImageRefused, NotFound, StoreRefused, StoreUnavailable, VersionChanged
+from imagefs.fetch.backoff import RetryPolicy
+from imagefs.hydration.verification import CacheVerified
 from imagefs.image.inspect import Inspection
 from imagefs.library import ImageDisk, Library, OpenImage
+from imagefs.profile.recorder import Recorder
 from imagefs.source import Source
+from imagefs.store.factory import open_store
 from imagefs.units import MIB
 from tests.support.access import image
+from tests.support.caching import started
+from tests.support.fetched import noise
 from tests.support.overlay import PatternBase, pattern
+
+if TYPE_CHECKING:
+    from imagefs.profile.boots import Boots
 
 IMAGE = CatalogImage(image(os_hash_value="v1", size=MIB), "record-1")
 INSPECTION = cast("Inspection", type("Refused", (), {"unreadable": "it is a vmdk"})())
@@ -32,6 +45,10 @@ class Host:
         self.disk: Source | None = Half(MIB)
         self.error: Exception | None = None
         self.opened = 0
+        self.expected = 0
+        self.recording = True
+        self.recorders: list[Recorder] = []
+        self.snapshot = Snapshot(1, {IMAGE.record.id: IMAGE})
 
     async def find(self, image_id: str) -> CatalogImage:
         if isinstance(self.image, Exception):
@@ -44,8 +61,17 @@ class Host:
             raise self.error
         return OpenImage(PatternBase(MIB), INSPECTION, self.disk)
 
-    def image_disk(self, version: str = "v1") -> ImageDisk:
-        return ImageDisk(cast("Catalog", self), cast("Library", self), IMAGE.record.id, version, MIB)
+    def expect_boot(self, found: CatalogImage) -> None:
+        self.expected += 1
+
+    def recorded(self, found: CatalogImage, disk: Source, ended: Callable[[], object]) -> Recorder | None:
+        if not self.recording:
+            return None
+        self.recorders.append(Recorder(disk, lambda recorder: None, ended))
+        return self.recorders[-1]
+
+    def image_disk(self, version: str = "v1", *, boots: bool = False) -> ImageDisk:
+        return ImageDisk(cast("Catalog", self), cast("Library", self), IMAGE.record.id, version, MIB, boots=boots)
 
 
 async def test_extents_open_the_image_once() -> None:
@@ -81,3 +107,73 @@ async def test_what_keeps_the_image_from_being_opened_is_told(ask: str) -> None:
         assert disk.read_nowait(0, 10) is None
     host.error = None
     assert await getattr(disk, ask)(0, 10) == (pattern(0, 10) if ask == "read" else [(0, 10)])
+
+
+async def test_the_first_boot_of_an_instance_is_recorded_and_then_out_of_the_way() -> None:
+    """Its reads are noted by one recorder, however many come at once; afterwards hits are the image's own again."""
+    host = Host()
+    disk = host.image_disk(boots=True)
+    async with trio.open_nursery() as nursery:
+        for offset in (0, 1000, 70_000):
+            nursery.start_soon(disk.read, offset, 10)
+    assert disk.read_nowait(500_000, 10) == pattern(500_000, 10)
+    (recorder,) = host.recorders
+    assert sorted(recorder.units) == [0, 1, 7]
+    assert isinstance(host.disk, Half)
+    assert disk.read_nowait != host.disk.read_nowait
+    disk.close()
+    disk.close()
+    assert disk.read_nowait == host.disk.read_nowait
+    assert await disk.read(200_000, 10) == pattern(200_000, 10)
+    assert sorted(recorder.units) == [0, 1, 7]
+
+
+async def test_later_boots_are_not_recorded_and_neither_is_what_cannot_be() -> None:
+    """An instance that has written already; an image that is read in place."""
+    host = Host()
+    assert await host.image_disk().read(0, 10) == pattern(0, 10)
+    host.recording = False
+    assert await host.image_disk(boots=True).read(0, 10) == pattern(0, 10)
+    assert host.recorders == []
+
+
+async def test_a_copy_of_an_instance_ends_the_recording_of_its_boot() -> None:
+    """A snapshot that is stored while the guest still boots: what it reads is not what the guest reads."""
+    host = Host()
+    disk = host.image_disk(boots=True)
+    await disk.read(0, 10)
+    await disk.extents(0, MIB)
+    await disk.read(500_000, 10)
+    assert host.recorders[0].units == (0,)
+
+
+def test_a_boot_is_expected_of_the_bytes_the_instance_was_made_from() -> None:
+    """An image that has other bytes by now, or is gone, is not brought ahead for it."""
+    host = Host()
+    host.image_disk().expect_boot()
+    assert host.expected == 1
+    host.image_disk("v2").expect_boot()
+    host.snapshot = Snapshot(2, {})
+    host.image_disk().expect_boot()
+    assert host.expected == 1
+
+
+def damage(store: Path) -> None:
+    """Change some bytes of the only image of a store that is a directory."""
+    with next(store.glob("*/data")).open("r+b") as file:
+        file.seek(MIB)
+        file.write(b"damage")
+
+
+async def test_verification_opens_nothing(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """What is cached is examined, and a mark looked for, without opening or caching an image."""
+    body = noise(3 * MIB)
+    store = open_store(tmp_path.as_uri())
+    store.check()
+    stored = store.create(image(disk_format="raw", container_format="bare"), lambda: (io.BytesIO(body), len(body)), lambda amount: None)
+    caches = await started(tmp_path / "cache", nursery)
+    library = Library(store, caches.root, nursery, RetryPolicy(), cast("Boots", None))
+    found = CatalogImage(stored.record, stored.version)
+    assert caches.root.names() == []
+    assert await library.verify_cached(None, lambda done, total: None) == CacheVerified()
+    assert await library.mark(found, of_disk=True) is None

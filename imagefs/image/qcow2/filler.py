@@ -1,10 +1,11 @@
 """This module fills guest units of a qcow2 image: it locates them, fetches the stored units they are in, and inflates clusters.
 
 Three parts: `fill` finds the extents (async, it may wait for tables), `plan.plan_fetches` groups them into requests (pure), and
-`_pull` runs one request in a FETCH thread and delivers each guest unit as soon as its bytes are there.
+`_pull` runs one request in a thread and delivers each guest unit as soon as its bytes are there.
 """
 
 import contextlib
+import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator
@@ -16,6 +17,8 @@ from imagefs import threads
 from imagefs.cache.filler import Deliver
 from imagefs.errors import ImagefsError, ImageRefused, WrongBytes
 from imagefs.extents import Extents
+from imagefs.fetch.race import Race
+from imagefs.fetch.traffic import Traffic, Turn
 from imagefs.image.qcow2.assembler import UnitAssembler
 from imagefs.image.qcow2.image import Qcow2Image
 from imagefs.image.qcow2.inflate import InflateError, inflate
@@ -23,6 +26,7 @@ from imagefs.image.qcow2.plan import Fetch, Piece, plan_fetches, stored_units
 from imagefs.image.qcow2.tables import Extent, Kind
 from imagefs.threads import Lane
 from imagefs.units import MIB, UNIT, align_down, unit_count
+from imagefs.urgency import Urgency
 
 BATCH: Final = 4 * MIB
 """Guest bytes located and fetched at a time: two of the largest clusters, and a bound on the memory that one fill takes."""
@@ -39,6 +43,11 @@ _WIDEN: Final = 8
 
 class StoredUnits(Protocol):
     """The part of `fetch.stored.StoredObject` that is needed here."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What is fetched from the object's store."""
+        ...
 
     def stream_units(self, first_unit: int, count: int) -> Generator[bytes, None, None]:
         """Yield the verified bytes of stored units in order, one `bytes` per unit, the object's last one short. Blocks.
@@ -85,6 +94,10 @@ class Qcow2Filler:
         self.size = image.size
         """Bytes in the guest address space."""
 
+    async def turn(self, urgency: Urgency) -> Turn:
+        """Wait until the store may be asked for one more fill of this urgency. See `Traffic.turn`."""
+        return await self._stored.traffic.turn(urgency)
+
     def plan(self, unit: int) -> tuple[int, int]:
         """Return the range (first unit, count) around guest `unit` that the same stored units bring anyway. Never waits.
 
@@ -106,7 +119,7 @@ class Qcow2Filler:
         """Return what of a range may hold other than zeros, by the L1 and L2 tables. See `Qcow2Image.nonzero`."""
         return await self._image.nonzero(offset, length)
 
-    async def fill(self, first_unit: int, count: int, deliver: Deliver) -> None:
+    async def fill(self, first_unit: int, count: int, deliver: Deliver, urgency: Urgency = Urgency.DEMAND) -> None:
         """Fetch and decode guest units and deliver each one when it is whole; units behind the disk's end are passed over.
 
         Raises ImageRefused or WrongBytes for units that a damaged table, cluster or stored unit makes unreadable, after all
@@ -119,7 +132,7 @@ class Qcow2Filler:
             # Batches end where a cluster ends, so that none is inflated twice.
             stop = min(end, align_down(offset, BATCH) + BATCH)
             extents = await self._image.extents(offset, stop - offset)
-            errors = await self._fill_batch(extents, deliver)
+            errors = await self._fill_batch(extents, deliver, urgency)
             for error in errors:
                 if not isinstance(error, ImageRefused | WrongBytes):
                     raise error
@@ -139,53 +152,65 @@ class Qcow2Filler:
         needed = stored_units(extents)
         return bool(needed) and needed <= coming
 
-    async def _fill_batch(self, extents: list[Extent], deliver: Deliver) -> list[ImagefsError]:
+    async def _fill_batch(self, extents: list[Extent], deliver: Deliver, urgency: Urgency) -> list[ImagefsError]:
         """Deliver the units of `extents` and return what kept some of them from it."""
         assembler = UnitAssembler(self.size, deliver)
         errors: list[ImagefsError] = [self._image.refusal(extent) for extent in extents if extent.kind is Kind.REFUSED]
         zeros = list(_zeros(extents))
         if zeros:
             await threads.run(Lane.DISK, _put_zeros, zeros, assembler)
-        fetches = plan_fetches(extents, self._image.header.cluster_size)
-        if len(fetches) == 1:
-            await threads.run(Lane.FETCH, self._pull, fetches[0], assembler, errors)
-            return errors
         limiter = trio.CapacityLimiter(PARALLEL)
 
         async def run(fetch: Fetch) -> None:
             async with limiter:
-                await threads.run(Lane.FETCH, self._pull, fetch, assembler, errors)
+                try:
+                    await Race(self._stored.traffic, urgency).run(functools.partial(self._pull, fetch, assembler, errors))
+                except ImagefsError as error:
+                    errors.append(error)
 
+        fetches = plan_fetches(extents, self._image.header.cluster_size)
+        if len(fetches) == 1:
+            await run(fetches[0])
+            return errors
         async with trio.open_nursery() as nursery:
             for fetch in fetches:
                 nursery.start_soon(run, fetch)
         return errors
 
-    def _pull(self, fetch: Fetch, assembler: UnitAssembler, errors: list[ImagefsError]) -> None:
-        """Run one request in a thread; what goes wrong is appended to `errors`, so that it does not stop the others."""
-        waiting = deque(fetch.pieces)
+    def _pull(self, fetch: Fetch, assembler: UnitAssembler, errors: list[ImagefsError], race: Race) -> None:
+        """Be one attempt at a request, in a thread. What is wrong with a piece is appended to `errors`, so that it does not stop the others.
+
+        Raises StoreErrors that are not about the bytes.
+        """
+        left = race.left(range(len(fetch.pieces)))
+        if not left:
+            return
         try:
-            self._stream(fetch, waiting, assembler, errors)
+            self._stream(fetch, deque(left), assembler, errors, race)
         except WrongBytes as error:
-            if len(fetch.pieces) == 1:
-                errors.append(error)
+            if len(left) == 1:
+                race.once(left[0], errors.append, error)
                 return
             # One stored unit is bad. What is made from others must not suffer: bring each remaining piece by itself.
-            for piece in waiting:
-                self._pull(Fetch(piece.first_unit, piece.last_unit, [piece]), assembler, errors)
-        except ImagefsError as error:
-            errors.append(error)
+            for part in race.left(left):
+                try:
+                    self._stream(fetch, deque([part]), assembler, errors, race)
+                except WrongBytes as wrong:
+                    race.once(part, errors.append, wrong)
 
-    def _stream(self, fetch: Fetch, waiting: deque[Piece], assembler: UnitAssembler, errors: list[ImagefsError]) -> None:
-        """Finish the pieces of `waiting`, in order, as the last stored unit of each arrives, and take them off."""
+    def _stream(self, fetch: Fetch, waiting: deque[int], assembler: UnitAssembler, errors: list[ImagefsError], race: Race) -> None:
+        """Finish the pieces whose numbers are `waiting` (not empty), in order, as the last stored unit of each arrives, and take them off."""
+        pieces = fetch.pieces
         held: dict[int, bytes] = {}
-        with contextlib.closing(self._units(fetch.first_unit, fetch.last_unit)) as units:
+        last_unit = max(pieces[part].last_unit for part in waiting)
+        with contextlib.closing(self._units(pieces[waiting[0]].first_unit, last_unit)) as units:
             for unit, body in units:
+                race.moved()
                 held[unit] = body
-                while waiting and waiting[0].last_unit <= unit:
-                    self._finish(waiting[0], held, assembler, errors)
-                    waiting.popleft()
-                wanted_from = waiting[0].first_unit if waiting else unit + 1
+                while waiting and pieces[waiting[0]].last_unit <= unit:
+                    part = waiting.popleft()
+                    race.once(part, self._finish, pieces[part], held, assembler, errors)
+                wanted_from = pieces[waiting[0]].first_unit if waiting else unit + 1
                 for passed in [number for number in held if number < wanted_from]:
                     del held[passed]
                 trio.from_thread.check_cancelled()

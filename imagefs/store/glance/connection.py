@@ -37,7 +37,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
-POOL_CONNECTIONS: Final = 64
+POOL_CONNECTIONS: Final = 96
 """Above all lanes of `threads` that talk to the store together, so that no thread waits for a connection."""
 KEYSTONE_TIMEOUT: Final = 10.0
 UPLOAD_TIMEOUT: Final = 600.0

@@ -16,10 +16,12 @@ from imagefs.errors import (
     NotFound,
     NotPermitted,
     QuotaExceeded,
+    StoreBusy,
     StoreRefused,
     StoreUnavailable,
     VersionChanged,
 )
+from imagefs.store import answers
 
 LONGEST_WAIT: Final = 3.0
 """Seconds to wait at most because a Retry-After asks for it: the tries of a small request have 10 in all."""
@@ -83,14 +85,15 @@ def data_refusal(doing: str, status: int, headers: Mapping[str, str], endpoint: 
             return NotFound(f"{doing}: it has no bytes in the backend of {endpoint}")
         case 416:
             return VersionChanged(f"{doing}: it is shorter now: open the image again")
+        case 429 | 503:
+            return StoreBusy(f"{doing}: {endpoint} asks to slow down (HTTP {status})", answers.wait_asked(status, headers))
         case _:
             return refusal(doing, status, headers, b"", endpoint, method="GET")
 
 
 def wait_asked(status: int, headers: Mapping[str, str]) -> float:
     """Return the seconds that the server asks to be left alone, LONGEST_WAIT at most; 0 if it does not ask."""
-    text = headers.get("Retry-After", "")
-    return min(float(text), LONGEST_WAIT) if status in (429, 503) and text.isascii() and text.isdigit() else 0.0
+    return min(answers.wait_asked(status, headers), LONGEST_WAIT)
 
 
 def target_host(headers: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ may see. See imagefs-store(5) for what the account needs, and why.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn
 
@@ -21,8 +21,10 @@ from imagefs.errors import (
     NotFound,
     NotPermitted,
     StoreUnavailable,
+    Unsupported,
     VersionChanged,
 )
+from imagefs.store.crowd import read_each
 from imagefs.store.glance.connection import Connection
 from imagefs.store.glance.data import GlanceData
 from imagefs.store.glance.direct import DirectStores
@@ -32,7 +34,7 @@ from imagefs.store.glance.members import READERS, Memberships
 from imagefs.store.glance.record import GONE, decode_image, encode_new, locations, stored
 from imagefs.store.glance.update import Updates
 from imagefs.store.intake import Intake
-from imagefs.store.protocol import Content, DataObject, Entry, Listed, Progress, StoredRecord
+from imagefs.store.protocol import Content, DataObject, Listed, Progress, Read, StoredRecord
 from imagefs.store.record import ImageRecord, data_versions, is_image_id
 
 ADMIN: Final = "admin"
@@ -76,7 +78,7 @@ class GlanceStore:
                 self._url,
             )
 
-    def list(self) -> Iterator[Listed]:
+    def list(self, gently: bool = False) -> Iterator[Listed]:
         """Yield every image with its record. Raises StoreError before the first one, never after."""
         shown = list_images(self._connection)
         # An image may have moved between two pages, or been hidden or shown between the two listings: it must not seem to be gone.
@@ -90,16 +92,24 @@ class GlanceStore:
         for image_id, record in records.items():
             if record is None:
                 # `record` says why it is refused
-                found.append(Listed(image_id, "refused", Entry(image_id, 0, "refused", 0.0)))
+                found.append(Listed(image_id, "refused"))
             elif record.status not in GONE:
                 complete = stored(msgspec.structs.replace(record, members=members.get(image_id, ())))
-                found.append(Listed(image_id, complete.version, Entry(image_id, record.size or 0, complete.version, 0.0), complete))
+                found.append(Listed(image_id, complete.version, stored=complete))
         self._listed = frozenset(listed.image_id for listed in found)
         yield from found
 
     def record(self, listed: Listed) -> StoredRecord:
         """Return a listed image's record, without a request if the listing had it."""
         return listed.stored or self.find(listed.image_id)
+
+    def records(self, wanted: Sequence[Listed], take: Read) -> int:
+        """Hand over the records that the listing had; the others are read, a few at once."""
+        return read_each(self.record, wanted, take)
+
+    def keep_records(self, records: Iterable[StoredRecord]) -> None:
+        """Raise Unsupported: its listing has all records."""
+        raise Unsupported(f"keeping the catalog in {self._url}: it is a Glance, whose listing has all records")
 
     def find(self, image_id: str) -> StoredRecord:
         """Read an image with its members. Raises NotFound, ImageRefused."""
@@ -134,6 +144,14 @@ class GlanceStore:
     def digest_page(self, record: ImageRecord, page: int) -> bytes:
         """Raise NotFound: Glance keeps no digests."""
         raise NotFound(f"image {record.id} has no page {page} of digests: {self._url} is a Glance, which keeps none")
+
+    def profile(self, record: ImageRecord) -> tuple[bytes, str] | None:
+        """Return None: a Glance keeps records and bytes of images, and nothing else."""
+        return None
+
+    def put_profile(self, record: ImageRecord, body: bytes, expected: str | None) -> None:
+        """Raise Unsupported."""
+        raise Unsupported(f"keeping a boot profile of image {record.id}: {self._url} is a Glance, which has no place for it")
 
     def create(self, record: ImageRecord, content: Content, progress: Progress) -> StoredRecord:
         """Store a new image and return its active record, whose hashes are compared with those of the bytes that were sent.

@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from imagefs.cache.budget import FLOOR_INTERVAL, OPEN_COST, PAGE, Budget, fill_cost, unit_cost
 from imagefs.units import KIB, MIB, UNIT
+from imagefs.urgency import Urgency
 
 
 class Disk:
@@ -63,7 +64,7 @@ async def test_room_is_made() -> None:
     account = budget.open_account()
     wanted: list[int] = []
 
-    async def make_room(amount: int) -> int:
+    async def make_room(amount: int, urgency: Urgency) -> int:
         wanted.append(amount)
         await trio.lowlevel.checkpoint()
         budget.change_closed(-300)
@@ -84,7 +85,7 @@ async def test_no_room_to_make() -> None:
     account = budget.open_account()
     calls: list[int] = []
 
-    async def make_room(amount: int) -> int:
+    async def make_room(amount: int, urgency: Urgency) -> int:
         calls.append(amount)
         await trio.lowlevel.checkpoint()
         return 0
@@ -103,7 +104,7 @@ async def test_one_eviction_at_a_time(nursery: trio.Nursery) -> None:
     account = budget.open_account()
     running = most = 0
 
-    async def make_room(amount: int) -> int:
+    async def make_room(amount: int, urgency: Urgency) -> int:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -131,7 +132,7 @@ async def test_free_space_floor(monkeypatch: pytest.MonkeyPatch) -> None:
         looks += 1
         return SimpleNamespace(f_blocks=1000 * MIB // KIB, f_frsize=KIB, f_bavail=free // KIB)
 
-    async def make_room(amount: int) -> int:
+    async def make_room(amount: int, urgency: Urgency) -> int:
         await trio.lowlevel.checkpoint()
         return 0
 

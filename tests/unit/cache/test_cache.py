@@ -11,7 +11,8 @@ from imagefs.cache.file import UnitFile
 from imagefs.cache.geometry import REGION_UNITS
 from imagefs.counters import COUNTERS
 from imagefs.units import MIB, UNIT
-from tests.support.caching import Gate, HeldFiller, settled, started
+from imagefs.urgency import Urgency
+from tests.support.caching import Gate, HeldFiller, all_settled, settled, started
 from tests.support.fetched import noise
 
 CONTENT = noise(20 * UNIT) + bytes(3 * UNIT) + noise(2 * UNIT + 1000)
@@ -24,18 +25,18 @@ def filler() -> HeldFiller:
 
 
 async def test_a_miss_fetches_its_window_and_hits_fetch_nothing(tmp_path: Path, nursery: trio.Nursery, filler: HeldFiller) -> None:
-    """The first read fetches from its unit to the end of the window; after that everything there is inline."""
+    """The first read fetches from its unit to the end of the window, and beside that what comes before; then everything there is inline."""
     caches = await started(tmp_path, nursery)
     cache = await caches.open(filler)
-    assert cache.read_nowait(3 * UNIT, 10) is None
-    assert await cache.read(3 * UNIT + 5, 10) == CONTENT[3 * UNIT + 5 : 3 * UNIT + 15]
-    await settled(cache)
-    assert filler.fills == [(3, 5)]
-    assert cache.read_nowait(3 * UNIT, 5 * UNIT) == CONTENT[3 * UNIT : 8 * UNIT]
-    assert cache.read_nowait(3 * UNIT - 1, 2) is None
-    assert cache.read_nowait(8 * UNIT - 1, 2) is None
-    assert cache.cached_bytes == 5 * UNIT
-    assert len(filler.fills) == 1
+    assert cache.read_nowait(2 * UNIT, 10) is None
+    assert await cache.read(2 * UNIT + 5, 10) == CONTENT[2 * UNIT + 5 : 2 * UNIT + 15]
+    await all_settled(cache)
+    assert sorted(filler.fills) == [(0, 2), (2, 2)]
+    assert sorted(filler.urgencies) == [Urgency.DEMAND, Urgency.AHEAD]
+    assert cache.read_nowait(0, 4 * UNIT) == CONTENT[: 4 * UNIT]
+    assert cache.read_nowait(4 * UNIT - 1, 2) is None
+    assert cache.cached_bytes == 4 * UNIT
+    assert len(filler.fills) == 2
     cache.check_invariants()
     caches.root.check_invariants()
 
@@ -93,7 +94,7 @@ async def test_a_restart_keeps_what_was_cached(tmp_path: Path, nursery: trio.Nur
 async def test_a_partly_filled_cache_fetches_the_rest(tmp_path: Path, nursery: trio.Nursery, filler: HeldFiller) -> None:
     """After a restart a miss learns from the map what is missing, and fetches no unit that is there."""
     cache = await (await started(tmp_path, nursery)).open(filler)
-    await cache.read(4 * UNIT, 1)
+    await cache.read(4 * UNIT, 4 * UNIT)
     await settled(cache)
     again = HeldFiller(CONTENT)
     reopened = await (await started(tmp_path, nursery)).open(again)
@@ -116,10 +117,10 @@ async def test_64_readers_cause_one_fill(tmp_path: Path, nursery: trio.Nursery, 
             readers.start_soon(read, index)
         await filler.asked.wait()
         await wait_all_tasks_blocked()
-        assert filler.fills == [(0, 8)]
+        assert filler.fills == [(0, 4)]
         gate.open()
     assert sorted(results) == sorted(CONTENT[index : index + 10] for index in range(64))
-    assert filler.fills == [(0, 8)]
+    assert filler.fills == [(0, 4)]
 
 
 async def test_units_are_served_as_they_arrive(tmp_path: Path, nursery: trio.Nursery, filler: HeldFiller) -> None:
@@ -133,15 +134,15 @@ async def test_units_are_served_as_they_arrive(tmp_path: Path, nursery: trio.Nur
     later: list[bytes] = []
 
     async def read_later() -> None:
-        later.append(bytes(await cache.read(5 * UNIT, 100)))
+        later.append(bytes(await cache.read(3 * UNIT, 100)))
 
     async with trio.open_nursery() as readers:
         readers.start_soon(read_later)
         await wait_all_tasks_blocked()
         assert later == []
         gate.open()
-    assert later == [CONTENT[5 * UNIT : 5 * UNIT + 100]]
-    assert filler.fills == [(0, 8)]
+    assert later == [CONTENT[3 * UNIT : 3 * UNIT + 100]]
+    assert filler.fills[0] == (0, 4)
 
 
 async def test_a_cancelled_reader_leaves_the_fill_running(tmp_path: Path, nursery: trio.Nursery, filler: HeldFiller) -> None:
@@ -154,7 +155,7 @@ async def test_a_cancelled_reader_leaves_the_fill_running(tmp_path: Path, nurser
     assert scope.cancelled_caught
     gate.open()
     assert await cache.read(0, 100) == CONTENT[:100]
-    assert filler.fills == [(0, 8)]
+    assert filler.fills == [(0, 4)]
     cache.check_invariants()
 
 
@@ -195,8 +196,12 @@ async def test_bytes_that_left_the_page_cache(tmp_path: Path, nursery: trio.Nurs
     cache = await (await started(tmp_path, nursery)).open(filler)
     await cache.read(0, 8 * UNIT)
 
+    real = os.preadv
+
     def away(descriptor: int, buffers: tuple[bytearray], offset: int, flags: int = 0) -> int:
-        raise BlockingIOError
+        if flags:
+            raise BlockingIOError
+        return real(descriptor, buffers, offset, flags)
 
     monkeypatch.setattr(os, "preadv", away)
     assert cache.read_nowait(0, 10) is None
@@ -204,19 +209,23 @@ async def test_bytes_that_left_the_page_cache(tmp_path: Path, nursery: trio.Nurs
 
 
 async def test_a_filesystem_without_nowait(tmp_path: Path, nursery: trio.Nursery, filler: HeldFiller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where RWF_NOWAIT is not supported, a hit is a plain read from the second one on."""
+    """Where RWF_NOWAIT is not supported, a hit is a plain read, and it is asked for once."""
     cache = await (await started(tmp_path, nursery)).open(filler)
     await cache.read(0, 8 * UNIT)
     real = os.preadv
 
+    refused = []
+
     def refuse(descriptor: int, buffers: tuple[bytearray], offset: int, flags: int = 0) -> int:
         if flags:
+            refused.append(offset)
             raise OSError(95, "Operation not supported")
         return real(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", refuse)
-    assert cache.read_nowait(0, 10) is None
     assert cache.read_nowait(0, 10) == CONTENT[:10]
+    assert cache.read_nowait(5, 10) == CONTENT[5:15]
+    assert refused == [0]
 
 
 async def test_without_room_everything_is_served_from_memory(tmp_path: Path, nursery: trio.Nursery, filler: HeldFiller) -> None:
@@ -227,7 +236,7 @@ async def test_without_room_everything_is_served_from_memory(tmp_path: Path, nur
     for offset in range(0, 2 * UNIT, 4096):
         assert await cache.read(offset, 4096) == CONTENT[offset : offset + 4096]
     assert await cache.read(15 * UNIT + 7, 10 * UNIT) == CONTENT[15 * UNIT + 7 : 25 * UNIT + 7]
-    assert filler.fills[0] == (0, 8)
+    assert filler.fills[0] == (0, 4)
     assert len(filler.fills) <= 3
     assert COUNTERS.cache_units_uncached > uncached
     assert not cache.storing
@@ -322,8 +331,7 @@ async def test_extents_are_the_fillers_less_known_zeros(tmp_path: Path, nursery:
     cache = await caches.open(filler)
     assert await cache.extents(0, 100 * UNIT) == [(0, len(CONTENT))]
     assert filler.fills == []
-    await cache.read(19 * UNIT, 3 * UNIT)
-    await settled(cache)
+    await cache.prefetch(19 * UNIT, 4 * UNIT)
     assert await cache.extents(0, 100 * UNIT) == [(0, 20 * UNIT), (23 * UNIT, len(CONTENT))]
     assert await cache.extents(20 * UNIT + 5, UNIT) == await cache.extents(100 * UNIT, 5) == []
     assert await cache.extents(19 * UNIT + 9, 5 * UNIT) == [(19 * UNIT + 9, 20 * UNIT), (23 * UNIT, 24 * UNIT + 9)]

@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 from imagefs.cache.geometry import (
     FILL_UNITS,
     FREE_UNITS,
-    WINDOW_UNITS,
     assemble,
     clipped,
+    missing_runs,
     plan_fill,
     region_units,
     regions_of,
     unit_length,
     unit_span,
 )
+from imagefs.cache.unit_map import ABSENT, DATA, GROUP, UNKNOWN, ZERO
 from imagefs.units import UNIT
 from tests.support.fetched import noise
 
@@ -41,27 +42,22 @@ def plan(unit: int, *, wanted_end: int = 0, free: tuple[int, int] | None = None,
     return plan_fill(unit, wanted_end, free if free is not None else (unit, 1), count, lambda other: other not in present)
 
 
-@pytest.mark.parametrize(("unit", "expected"), [(0, range(8)), (5, range(5, 8)), (8, range(8, 16)), (15, range(15, 16))])
-def test_a_miss_fetches_to_the_end_of_its_window(unit: int, expected: range) -> None:
-    """From the missing unit to the end of its aligned 512 KiB, never back."""
-    assert plan(unit) == expected
-
-
-def test_a_large_read_goes_on_past_the_window() -> None:
-    """One request for a read that crosses windows, 1 MiB at most."""
+def test_a_miss_fetches_what_is_wanted() -> None:
+    """From the missing unit to the end of what the reader and its window want, never back, 1 MiB at most."""
     assert plan(5, wanted_end=12) == range(5, 12)
+    assert plan(5) == range(5, 6)
     assert plan(5, wanted_end=100) == range(5, 5 + FILL_UNITS)
 
 
 def test_what_is_there_is_not_fetched_again() -> None:
     """The run ends before a unit that is present or on its way."""
-    assert plan(1, present=(4,)) == range(1, 4)
+    assert plan(1, present=(4,), wanted_end=8) == range(1, 4)
     assert plan(1, present=(2,), wanted_end=8) == range(1, 2)
 
 
 def test_the_end_of_the_image() -> None:
     """Nothing past the last unit is asked for."""
-    assert plan(9, count=11) == range(9, 11)
+    assert plan(9, count=11, wanted_end=16) == range(9, 11)
 
 
 def test_what_comes_for_free_is_taken() -> None:
@@ -86,8 +82,17 @@ def test_plans_keep_their_promise(unit: int, wanted_end: int, free_before: int, 
     assert planned.start >= 0
     assert planned.stop <= count
     assert len(planned) <= 2 * FREE_UNITS
-    assert planned.stop - unit <= max(FREE_UNITS, FILL_UNITS, WINDOW_UNITS)
+    assert planned.stop - unit <= max(FREE_UNITS, FILL_UNITS)
     assert not present & set(planned)
+
+
+def test_missing_runs() -> None:
+    """Absent units are missing; those that nobody looked at are too, unless their page of the map was read: then they are on the disk."""
+    states = bytes([UNKNOWN, ABSENT, DATA, ABSENT, ABSENT, ZERO, UNKNOWN])
+    assert missing_runs(states, GROUP - 3, ()) == [range(GROUP - 3, GROUP - 1), range(GROUP, GROUP + 2), range(GROUP + 3, GROUP + 4)]
+    assert missing_runs(states, GROUP - 3, {0}) == [range(GROUP - 2, GROUP - 1), range(GROUP, GROUP + 2), range(GROUP + 3, GROUP + 4)]
+    assert missing_runs(states, GROUP - 3, {0, 1}) == [range(GROUP - 2, GROUP - 1), range(GROUP, GROUP + 2)]
+    assert missing_runs(b"", 5, ()) == []
 
 
 @given(offset=st.integers(0, 6 * UNIT), length=st.integers(1, 4 * UNIT), loose=st.sets(st.integers(0, 9)))

@@ -68,6 +68,10 @@ roles = ["Straße"]
 size = "10GiB"
 free_space_floor = "2GiB"
 memory = "64MiB"
+boot_profiles = false
+hydrate = "full"
+hydrate_limit = "20GiB"
+hydrate_rate = "5MiB"
 
 [flavors."m1.small"]
 vcpus = 2
@@ -134,7 +138,7 @@ def test_every_key_is_taken_up() -> None:
         ),
     )
     assert found.state.dir == Path("/srv/imagefs")
-    assert found.cache == config.CacheConfig(10 * GIB, FreeSpaceFloor(size=2 * GIB), 64 * MIB)
+    assert found.cache == config.CacheConfig(10 * GIB, FreeSpaceFloor(size=2 * GIB), 64 * MIB, False, "full", 20 * GIB, 5 * MIB)
     assert found.flavors["m1.small"].shown(with_projects=True) == {
         "id": "2", "name": "m1.small", "vcpus": 2, "ram": 1024, "disk": 0, "ephemeral": 3, "swap": 512, "is_public": False, "projects": ["p1", "p2"],
     }  # fmt: skip
@@ -256,6 +260,9 @@ def test_ambiguous_modes_are_refused(value: str) -> None:
         ("cache", "size = '9999999999T'", "too large"),
         ("cache", "size = 'big'", "not a size"),
         ("cache", "memory = 0", "not a size"),
+        ("cache", "hydrate = 'always'", "off, idle, full"),
+        ("cache", "hydrate_limit = 10", "not a size"),
+        ("cache", "hydrate_rate = 0", "not a size"),
         ("cache", "free_space_floor = '100%'", "would leave nothing"),
         ("cache", "free_space_floor = 5", "not a size"),
         ("instances", "owner = 'no-such-user'", "no user"),

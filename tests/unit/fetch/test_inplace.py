@@ -153,19 +153,22 @@ async def test_without_digests_hits_need_a_first_touch_only(tmp_path: Path) -> N
 
 
 async def test_filesystem_without_nowait(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where RWF_NOWAIT is not supported a hit is a plain read."""
+    """Where RWF_NOWAIT is not supported a hit is a plain read, and it is asked for once."""
     source = local.open()
     await source.read(0, 10)
     real = os.preadv
+    refused = []
 
     def refuse(descriptor: int, buffers: tuple[bytearray], offset: int, flags: int = 0) -> int:
         if flags:
+            refused.append(offset)
             raise OSError(95, "Operation not supported")
         return real(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", refuse)
-    assert source.read_nowait(0, 10) is None
     assert source.read_nowait(0, 10) == local.content[:10]
+    assert source.read_nowait(5, 10) == local.content[5:15]
+    assert refused == [0]
 
 
 async def test_extents_are_units_that_are_no_holes(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Units of a stored object, when nothing goes wrong."""
 
+import concurrent.futures
 import itertools
+import threading
+import time
 
 import pytest
 
@@ -9,8 +12,11 @@ from imagefs.fetch.backoff import RetryPolicy
 from imagefs.fetch.digests import UnitDigests
 from imagefs.fetch.filler import ObjectFiller
 from imagefs.fetch.stored import StoredObject, cut_units
+from imagefs.store.tree import PAGE_UNITS, page_range
+from imagefs.threads import Lane
 from imagefs.units import UNIT
 from tests.support.fetched import ScriptedObject, hash_tree, noise
+from tests.support.lanes import lane_is_empty
 
 
 def test_an_object_that_nothing_proves_is_called_by_its_image() -> None:
@@ -130,3 +136,106 @@ async def test_extents_whose_digests_cannot_be_had_are_unknown() -> None:
     subject = ObjectFiller(StoredObject(ScriptedObject(content), UnitDigests(tree, len(content), broken, "x"), RetryPolicy()))
     with pytest.raises(StoreUnavailable, match="the store is away"):
         await subject.extents(0, UNIT)
+
+
+class PagedDigests:
+    """Digests of which it is noted what pages were fetched."""
+
+    def __init__(self, content: bytes) -> None:
+        self.tree, self.digests = hash_tree(content)
+        self.size = len(content)
+        self.loaded: list[int] = []
+
+    def load(self, page: int) -> bytes:
+        self.loaded.append(page)
+        offset, length = page_range(self.size, page)
+        return self.digests[offset : offset + length]
+
+
+async def test_units_that_are_proved_to_be_zeros_are_not_fetched() -> None:
+    """With their digests at hand, zeros cost no request; gaps of one or two are fetched along with what is around them."""
+    content = noise(2 * UNIT) + bytes(3 * UNIT) + noise(UNIT) + bytes(2 * UNIT) + noise(UNIT) + bytes(UNIT + 5)
+    source, paged = ScriptedObject(content), PagedDigests(content)
+    filler = ObjectFiller(StoredObject(source, UnitDigests(paged.tree, len(content), paged.load, "x"), RetryPolicy()))
+    delivered: dict[int, bytes | None] = {}
+    await filler.fill(0, 1, delivered.__setitem__)
+    await filler.fill(0, 100, delivered.__setitem__)
+    assert sorted(source.requests) == [(0, UNIT), (0, 2 * UNIT), (5 * UNIT, 4 * UNIT)]
+    assert paged.loaded == [0]
+    assert sorted(delivered) == list(range(11))
+    for unit, body in delivered.items():
+        expected = content[unit * UNIT : (unit + 1) * UNIT]
+        assert body == expected or (body is None and not any(expected))
+    assert delivered[2] is delivered[9] is delivered[10] is None
+    await filler.fill(9, 5, delivered.__setitem__)
+    assert len(source.requests) == 3
+
+
+async def test_an_image_of_zeros_costs_one_unit() -> None:
+    """Of a page whose digests say zeros nothing more is fetched than what its digests were fetched for."""
+    content = bytes(100 * UNIT)
+    source, paged = ScriptedObject(content), PagedDigests(content)
+    filler = ObjectFiller(StoredObject(source, UnitDigests(paged.tree, len(content), paged.load, "x"), RetryPolicy()))
+    for first in range(0, 100, 10):
+        await filler.fill(first, 10, lambda unit, body: None)
+    assert source.requests == [(0, 10 * UNIT)]
+
+
+async def test_digests_come_beside_the_units() -> None:
+    """The pages that prove a fill's units are fetched while these are, not after them."""
+    content = noise(UNIT)
+    source, paged = ScriptedObject(content), PagedDigests(content)
+    asked = threading.Event()
+
+    def load(page: int) -> bytes:
+        asked.set()
+        return paged.load(page)
+
+    source.script = lambda attempt, offset, length: [content] if asked.wait(30) else [b""]
+    filler = ObjectFiller(StoredObject(source, UnitDigests(paged.tree, len(content), load, "x"), RetryPolicy()))
+    delivered: dict[int, bytes | None] = {}
+    await filler.fill(0, 1, delivered.__setitem__)
+    assert delivered == {0: content}
+    assert paged.loaded == [0]
+    await lane_is_empty(Lane.TABLES)
+
+
+def test_pages_are_fetched_beside_each_other() -> None:
+    """Threads that want different pages do not wait for each other; those that want the same one fetch it once."""
+    content = bytes(2 * PAGE_UNITS * UNIT)
+    paged = PagedDigests(content)
+    both = threading.Barrier(2, timeout=30)
+
+    def load(page: int) -> bytes:
+        both.wait()
+        return paged.load(page)
+
+    digests = UnitDigests(paged.tree, len(content), load, "x")
+    assert digests.missing_pages(PAGE_UNITS - 1, 2) == [0, 1]
+    assert digests.known_zeros(0, 10) == []
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(digests.load, [0, 1] * 4))
+    assert sorted(paged.loaded) == [0, 1]
+    assert digests.missing_pages(PAGE_UNITS - 1, 2) == []
+    assert digests.known_zeros(PAGE_UNITS - 2, 4) == list(range(PAGE_UNITS - 2, PAGE_UNITS + 2))
+
+
+def test_a_page_that_could_not_be_had_is_fetched_by_the_next() -> None:
+    """Who waited for a page that did not come asks for it again."""
+    paged = PagedDigests(noise(UNIT))
+    failing = threading.Event()
+
+    def load(page: int) -> bytes:
+        if not failing.is_set():
+            failing.set()
+            time.sleep(0.05)
+            raise StoreUnavailable("away")
+        return paged.load(page)
+
+    digests = UnitDigests(paged.tree, UNIT, load, "x")
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        first = threads.submit(digests.load, 0)
+        assert failing.wait(30)
+        threads.submit(digests.load, 0).result()
+        with pytest.raises(StoreUnavailable):
+            first.result()

@@ -24,11 +24,19 @@ from imagefs.sight import Sights
 from imagefs.statedir import StateDirectory
 from imagefs.store.protocol import ImageStore
 from imagefs.store.record import ImageRecord
+from imagefs.upkeep import Upkeep
 from imagefs.volumes.registry import Volumes
 from tests.support.instances import instances_of
 
 ROOT = Caller(0, 0)
 COUNT = 500
+
+
+class IdleUpkeep:
+    """An upkeep that nobody asked for anything."""
+
+    def result(self, uid: int) -> None:
+        return None
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def tree(tmp_path: Path) -> Tree:
     sights = Sights(catalog, identities, Access(Policies.of({}), UNPROTECTED), identities.everyone)
     volumes = Volumes(state)
     parts = InstanceParts(instances, volumes, Attachments(volumes), cast("Snapshots", None), sights, {}, tmp_path)
-    return Tree(catalog, library, parts, lambda: b"", owner=(0, 0), instances_owner=(0, 0, 0o755))
+    return Tree(catalog, library, cast("Upkeep", IdleUpkeep()), parts, lambda: b"", owner=(0, 0), instances_owner=(0, 0, 0o755))
 
 
 def kept(tree: Tree) -> int:

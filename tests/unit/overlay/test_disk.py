@@ -191,7 +191,7 @@ async def test_zeroed_blocks_give_their_room_back(tmp_path: Path, verb: str) -> 
     assert disk.allocated_bytes() >= MIB
     await getattr(disk, verb)(64 * KIB, MIB - 128 * KIB)
     assert disk.allocated_bytes() <= 192 * KIB
-    assert disk.read_nowait(0, MIB) == NOISE * 16 + bytes(MIB - 128 * KIB) + NOISE * 16
+    assert await disk.read(0, MIB) == NOISE * 16 + bytes(MIB - 128 * KIB) + NOISE * 16
     disk.close()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagefs.errors import ImagefsError, NotFound, StoreRefused, StoreUnavailable, VersionChanged
+from imagefs.errors import ImagefsError, NotFound, StoreBusy, StoreRefused, StoreUnavailable, VersionChanged
 from imagefs.store.answers import data_refusal, refusal
 
 
@@ -42,13 +42,13 @@ def test_each_answer_has_its_error(code: str, status: int, kind: type[ImagefsErr
         (403, StoreRefused),
         (307, StoreRefused),
         (400, StoreRefused),
-        (429, StoreUnavailable),
+        (429, StoreBusy),
         (500, StoreUnavailable),
-        (503, StoreUnavailable),
+        (503, StoreBusy),
     ],
 )
 def test_each_status_of_image_data_has_its_error(status: int, kind: type[ImagefsError]) -> None:
     """A status in answer to a ranged GET gives the error's kind, with the object's name."""
-    error = data_refusal(status, "s3://b/k")
+    error = data_refusal(status, "s3://b/k", {})
     assert type(error) is kind
     assert "s3://b/k" in str(error)

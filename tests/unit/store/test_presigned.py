@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import urllib3
 
-from imagefs.errors import ImagefsError, StoreRefused, StoreUnavailable, VersionChanged
+from imagefs.errors import ImagefsError, NotFound, StoreBusy, StoreRefused, StoreUnavailable, VersionChanged
 from imagefs.store.presigned import URL_LIFETIME, PresignedObject
 
 BODY = b"0123456789" * 10
@@ -66,9 +66,9 @@ class Signer:
         return f"http://127.0.0.1:{self.port}/object?X-Amz-Signature=secret{self.count}"
 
 
-def data_object(signer: Signer) -> PresignedObject:
+def data_object(signer: Signer, etag: str | None = "v1") -> PresignedObject:
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=2, read=0.5))
-    return PresignedObject("s3://b/k", 100, "v1", sign=signer, pool=pool, clock=lambda: signer.now)
+    return PresignedObject("s3://b/k", 100, etag, sign=signer, pool=pool, clock=lambda: signer.now)
 
 
 def test_the_request_names_range_and_version(liar: Liar) -> None:
@@ -102,6 +102,46 @@ def test_an_answer_that_is_not_the_range_is_refused(liar: Liar, status: int, hea
     with pytest.raises(kind, match="s3://b/k") as caught:
         list(data.stream(10, 10))
     assert "secret" not in str(caught.value)
+
+
+def test_the_first_answer_pins_the_version(liar: Liar) -> None:
+    """Who does not know the ETag asks without, and from then on for the one that was answered; another one is another object."""
+    data = data_object(Signer(liar.server_port), None)
+    assert data.version == ""
+    assert b"".join(data.stream(10, 10)) == BODY[10:20]
+    assert data.version == "v1"
+    assert "If-Match" not in liar.asked[0]
+    list(data.stream(10, 10))
+    assert liar.asked[1]["If-Match"] == '"v1"'
+    liar.headers = {**GOOD, "ETag": '"v2"'}
+    with pytest.raises(VersionChanged):
+        list(data.stream(10, 10))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [
+        (206, {**GOOD, "Content-Range": "bytes 10-19/101"}, VersionChanged),
+        (206, {**GOOD, "Content-Range": "bytes 10-14/15", "Content-Length": "5"}, VersionChanged),
+        (206, {"Content-Range": "bytes 10-19/100", "Content-Length": "10"}, VersionChanged),
+        (404, {"Content-Length": "10"}, NotFound),
+    ],
+)
+def test_an_object_that_is_not_what_was_recorded(liar: Liar, status: int, headers: dict[str, str], kind: type[ImagefsError]) -> None:
+    """The first read finds out what opening did not ask: another size, no version to pin, no object."""
+    liar.status, liar.headers = status, headers
+    with pytest.raises(kind, match="s3://b/k"):
+        list(data_object(Signer(liar.server_port), None).stream(10, 10))
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [("7", 7.0), ("7000", 30.0), ("soon", 0.0), ("-1", 0.0), (None, 0.0)])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_says_for_how_long(liar: Liar, status: int, asked: str | None, seconds: float) -> None:
+    """Retry-After in seconds is told, within reason."""
+    liar.status, liar.headers = status, {"Content-Length": "10"} | ({"Retry-After": asked} if asked is not None else {})
+    with pytest.raises(StoreBusy) as caught:
+        list(data_object(Signer(liar.server_port)).stream(10, 10))
+    assert caught.value.retry_after == seconds
 
 
 def test_a_whole_object_may_come_without_a_range(liar: Liar) -> None:
