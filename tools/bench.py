@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from tools.boot_bench import boots
+from tools.catalog_bench import catalog
 from tools.crash_bench import churn, restart
 from tools.fault_bench import faults
 from tools.fetch_bench import crowd, first_byte, memory, sequential, writes
@@ -45,6 +46,7 @@ SECTIONS: Final[dict[str, Section]] = {
     "faults": faults,
     "restart": restart,
     "churn": churn,
+    "catalog": catalog,
     "replay": replay,
     "boots": boots,
 }

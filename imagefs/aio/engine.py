@@ -12,6 +12,7 @@ used at depth only.
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,10 @@ ROOM: Final = 512
 MEMORY: Final = 16
 """For how many reads it is remembered that one came while others were under way. The disk is faster than we are, so that at any depth many a
 read has ended before the next one begins; at depth 1 none ever comes while another is under way."""
+
+_NOT_DONE: Final = frozenset({-errno.ECANCELED, -errno.EINTR})
+"""Results of a sync that say nothing about the disk. The kernel gives up with ECANCELED what it finds no worker for, such as where the process
+may have no more tasks: a disk must not count as broken for that."""
 
 current: "Engine | None" = None
 """The daemon's; None where the kernel has none to offer, and in most tests."""
@@ -99,6 +104,8 @@ class Engine:
             del self._flights[token]
             return False
         await trio.lowlevel.wait_task_rescheduled(_not_yet)
+        if flight.result in _NOT_DONE:
+            return False
         if flight.result < 0:
             raise OSError(-flight.result, os.strerror(-flight.result))
         return True

@@ -90,6 +90,8 @@ class Fill:
         self.delivered: set[int] = set()
         self.file: UnitFile | None = None
         """Where units are stored; None as long as there is no room for them."""
+        self.admission = trio.CancelScope()
+        """What it waits in for a turn and for memory. Cancelled, it goes on without them."""
         self._size = size
         self._name = name
         self._publish = publish
@@ -102,9 +104,9 @@ class Fill:
         """Take units that one reader waits for: when the last of them is delivered, all are published at once. Call it on the event loop."""
         wanted = set(units)
         self._wanted.append(wanted)
-        self.publish_all()
-        # Only now: a thread that delivered one of them before it saw the reader has had it published just now.
+        # In this order, which is that of `deliver` reversed: what a thread had delivered before it could see the reader is published here.
         wanted -= self.delivered
+        self.publish_all()
 
     def publish_all(self) -> None:
         """Have all published that was delivered. Called on the event loop, also by the deliveries themselves."""
@@ -127,8 +129,8 @@ class Fill:
                 state = self.file.store(unit, body)
             except OSError as error:
                 failure = error
-        self.delivered.add(unit)
         self._arrivals.append(Arrival(unit, body, state, self.file is not None, failure))
+        self.delivered.add(unit)  # only now: see `want`
         # To wake the loop for each unit took as much of a processor as to fetch and prove it.
         if (self._is_awaited(unit) or len(self._arrivals) >= BATCH) and not self._woken:
             self._woken = True

@@ -304,8 +304,8 @@ class Shelf:
         for unit, state in found.states.items():
             self.states[unit] = state
         for unit in found.absent:
-            # Others may have looked at it, or be filling it, by now: then they know better.
-            if self.states[unit] == UNKNOWN and unit not in self.flights:
+            # Others may have looked at it, filled and marked it, or be filling it, by now: then they know better.
+            if self.states[unit] == UNKNOWN and unit not in self.flights and unit not in self.marks:
                 self.states[unit] = ABSENT
         COUNTERS.cache_unit_hits_checked += sum(state >= DATA for state in found.states.values())
         COUNTERS.cache_units_damaged += len(found.damaged)

@@ -69,7 +69,7 @@ class Supply:
         while pending := [unit for unit in pending if shelf.states[unit] < DATA and unit not in loose]:
             await shelf.examine(pending)
             flights = self._board(pending, window_end, loose)
-            _hurry(flights)
+            _hurry(flights, at_once=_FILLING.get())
             for unit, flight in flights.items():
                 if not flight.landed:
                     with self._demand.waiting():
@@ -185,7 +185,7 @@ class Supply:
                 for slot in held or ():
                     stack.enter_context(slot)
                 if held is None:
-                    await self._admit(stack, len(units) * UNIT)
+                    await self._admit(stack, fill)
                 if shelf.file is not None and shelf.account is not None and await shelf.account.reserve(fill_cost(units), urgency):
                     fill.file = shelf.file
                 with _filling():
@@ -203,13 +203,15 @@ class Supply:
             COUNTERS.demand_fills += 1
             COUNTERS.demand_fill_seconds += trio.current_time() - begun
 
-    async def _admit(self, stack: contextlib.ExitStack, amount: int) -> None:
-        """Let a fill begin that a reader waits for."""
-        if _FILLING.get():
-            stack.enter_context(self._memory.exceed(amount))
-        else:
-            stack.enter_context(await self._filler.turn(Urgency.DEMAND))
-            stack.enter_context(await self._memory.take(amount))
+    async def _admit(self, stack: contextlib.ExitStack, fill: Fill) -> None:
+        """Let a fill begin that a reader waits for: at once if that reader is a fill, or as soon as one of them needs it, too."""
+        amount = len(fill.units) * UNIT
+        if not _FILLING.get():
+            with fill.admission:
+                stack.enter_context(await self._filler.turn(Urgency.DEMAND))
+                stack.enter_context(await self._memory.take(amount))
+                return
+        stack.enter_context(self._memory.exceed(amount))
 
     def _land(self, fill: Fill, error: ImagefsError) -> None:
         """Land what a filler that has ended did not bring, with its error; what it brought has landed as it was published."""
@@ -233,14 +235,16 @@ def _filling() -> Iterator[None]:
         _FILLING.reset(token)
 
 
-def _hurry(flights: dict[int, Flight]) -> None:
-    """Say that a reader waits for all of these flights."""
+def _hurry(flights: dict[int, Flight], *, at_once: bool) -> None:
+    """Say that a reader waits for all of these flights; `at_once`: it is a fill, and what they wait for themselves may be what it holds."""
     fills: dict[Fill, list[int]] = {}
     for unit, flight in flights.items():
         if flight.fill is not None:
             fills.setdefault(flight.fill, []).append(unit)
     for fill, units in fills.items():
         fill.want(units)
+        if at_once:
+            fill.admission.cancel()
 
 
 async def _check(flights: deque[Flight], most: int) -> None:

@@ -99,6 +99,9 @@ async def _put_zero_run(shelf: Shelf, run: range) -> bool:
     if file is None or account is None or not await account.reserve(PAGE, Urgency.IDLE):
         return False
     run = range(run.start, next((unit for unit in run if not shelf.is_missing(unit)), run.stop))  # others came while room was made
+    if not run:
+        account.release(PAGE)
+        return True
     flight = Flight()
     shelf.flights.update(dict.fromkeys(run, flight))
     try:

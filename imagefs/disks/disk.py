@@ -57,6 +57,8 @@ class Disk:
         self.holder = holder
         self.record = record
         self.opens = 0
+        self.uncached = False
+        """Whether those that have it open have it so past the kernel's page cache."""
         self.jobs = 0
         self.overlay: OverlayDisk | MergingDisk | None = None
         self._base = base

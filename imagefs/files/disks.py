@@ -20,9 +20,13 @@ def _kernel() -> tuple[int, int]:
 
 
 DIRECT_IS_COHERENT: Final = _kernel() >= (6, 8)
-"""Whether a disk that is opened with O_DIRECT may be opened uncached in the kernel. That saves the question for the attribute
-security.capability that else comes with each write, and with it two fifths of a write's time (measured). Since Linux 6.6 such a write takes
-what it covers out of the page cache, so that those who have the disk open otherwise do not go on seeing old bytes."""
+"""Whether a disk may be open uncached in the kernel. That saves the question for the attribute security.capability that else comes with each
+write, and with it two fifths of a write's time (measured).
+
+Since Linux 6.6 such a write takes what it covers out of the page cache before it goes out, but only since 6.19 (and some stable releases)
+once more when it has ended, and still not if it is asynchronous (xfstests generic/209 and 451). A page that somebody reads meanwhile would keep
+the old bytes for ever. So all who have a disk open at one time have it open in the same way, that of the first: see `DiskFile.open`.
+"""
 
 
 class DiskFile(Node):
@@ -46,18 +50,25 @@ class DiskFile(Node):
         return Attributes(self.inode, stat.S_IFREG | record.mode, record.uid, record.gid, record.size, allocated, modified_ns, modified_ns)
 
     async def open(self, caller: Caller, flags: int) -> OpenMode:
-        """As Node says. Raises StateDamaged if the overlay's files are not sound, NotPermitted for O_TRUNC, which the kernel leaves to open."""
+        """As Node says. Raises StateDamaged if the overlay's files are not sound, NotPermitted for O_TRUNC, which the kernel leaves to open.
+
+        A disk that is first opened with O_DIRECT is uncached for all until the last of them has closed it: no page of it is read that a write
+        could make stale. (They cannot share a mapping of it meanwhile: ENODEV.) Where somebody has it open otherwise, O_DIRECT takes the
+        kernel's usual way, which looks after the page cache.
+        """
         access = flags & os.O_ACCMODE
         wanted = {os.O_RDONLY: os.R_OK, os.O_WRONLY: os.W_OK}.get(access, os.R_OK | os.W_OK)
         self.check(caller, wanted)
         if flags & os.O_TRUNC:
             raise NotPermitted(f"{self!r} cannot be truncated")
+        if not self.disk.opens:
+            self.disk.uncached = bool(flags & os.O_DIRECT) and DIRECT_IS_COHERENT
         try:
-            await self.disk.hold()
+            await self.disk.hold()  # counts this one before it waits
         except ImagefsError as error:
             self.disk.holder.error = f"{self.disk.record.name} cannot be opened: {error}"
             raise
-        return OpenMode(keep_pages=True, uncached=bool(flags & os.O_DIRECT) and DIRECT_IS_COHERENT)
+        return OpenMode(keep_pages=not self.disk.uncached, uncached=self.disk.uncached)
 
     async def close(self) -> None:
         """As Node says."""

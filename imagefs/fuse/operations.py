@@ -95,8 +95,10 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Let go of nodes that the kernel has let go of."""
-        for inode, times in inode_list:
+        for count, (inode, times) in enumerate(inode_list, 1):
             self._tree.forget(inode, times)
+            if count % (4 * BREATH) == 0:  # of a hundred thousand, when the kernel wants its memory back
+                await trio.lowlevel.checkpoint()
 
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:

@@ -113,13 +113,19 @@ class Connector:
         return ssl.create_default_context(cafile=self._trusted())
 
     def credentials(self) -> Callable[[], Keys] | None:
-        """Return what gives the credentials as they are at the moment, as the clients sign with them; None if there are none."""
+        """Return what gives the credentials as they are at the moment, as the clients sign with them; None if there are none.
+
+        What is returned raises StoreRefused, StoreUnavailable.
+        """
         found: Any = self._session.get_credentials()
         if found is None:
             return None
 
         def keys() -> Keys:
-            now = found.get_frozen_credentials()  # asks for new ones if these are temporary and about to end
+            try:
+                now = found.get_frozen_credentials()  # asks for new ones if these are temporary and about to end
+            except (aws.BotoCoreError, RuntimeError, OSError) as error:  # RuntimeError: the new ones had ended, too
+                raise explain(error, "looking for AWS credentials", "", "the credentials' service") from error
             return Keys(now.access_key, now.secret_key, now.token)
 
         return keys

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from imagefs.counters import COUNTERS
+from imagefs.errors import ImagefsError
 from imagefs.store.bulk import Answer, Server, get_all
 from imagefs.store.s3_page import MAX_PAGE, Page, parse_page
 from imagefs.store.signing import Signer, encoded_query
@@ -38,7 +39,8 @@ class Fleet:
         query = encoded_query(asked if token is None else {**asked, "continuation-token": token})
         path = self._signer.bucket_target()
         COUNTERS.store_requests += 1
-        with contextlib.suppress(urllib3.exceptions.HTTPError, ValueError):
+        # ImagefsError: there are no credentials any more, and new ones cannot be had.
+        with contextlib.suppress(urllib3.exceptions.HTTPError, ValueError, ImagefsError):
             answer = self._pool.request(
                 "GET",
                 f"{self._origin}{path}?{query}",
@@ -59,7 +61,7 @@ class Fleet:
     def read(self, keys: Iterable[str], take: Callable[[str, bytes, str], None]) -> list[str]:
         """Read objects, calling `take` with key, bytes and ETag of each; return the keys of those for which that did not work.
 
-        Raises what `take` raises.
+        Raises what `take` raises, and StoreRefused or StoreUnavailable if there are no credentials any more.
         """
         failed: list[str] = []
 

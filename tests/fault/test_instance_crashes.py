@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from imagefs.catalog import Catalog, CatalogImage
+from imagefs.catalog import Catalog, CatalogImage, Snapshot
 from imagefs.config import InstancesConfig
 from imagefs.disks.disk import Disk
 from imagefs.disks.record import DiskRecord
@@ -26,6 +26,7 @@ from imagefs.image.inspect import Inspection
 from imagefs.instances.instance import Instance, with_disk
 from imagefs.instances.registry import Instances
 from imagefs.library import Library, OpenImage
+from imagefs.source import Source
 from imagefs.statedir import StateDirectory
 from imagefs.store.record import ImageRecord
 from imagefs.units import BLOCK, MIB
@@ -50,12 +51,20 @@ FLAVOR = make_flavor("f", vcpus=1, ram=64, disk=0, ephemeral=1, swap=4)
 class Images:
     """A catalog and a library with the one image, which shows a pattern."""
 
+    snapshot = Snapshot(0, {})
+
     async def find(self, image_id: str) -> CatalogImage:
         return CatalogImage(IMAGE, "1")
 
     async def open(self, image: CatalogImage) -> OpenImage:
         base = PatternBase(SIZE)
         return OpenImage(base, Inspection("raw", SIZE, ""), base)
+
+    def expect_boot(self, image: CatalogImage) -> None:
+        """Do nothing: a pattern needs no bringing."""
+
+    def recorded(self, image: CatalogImage, disk: Source, ended: Callable[[], object]) -> None:
+        """Record no boot."""
 
 
 def registry(state: Path) -> Instances:

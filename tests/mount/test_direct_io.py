@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from imagefs.files.disks import DIRECT_IS_COHERENT
 from tests.mount.conftest import RAW_ID, World
 from tests.mount.test_snapshots import make
 
@@ -65,6 +66,26 @@ def test_direct_reads_see_what_was_written_through_the_page_cache(vda: Path) -> 
         mapped[7 * BLOCK : 8 * BLOCK] = b"m" * BLOCK
         mapped.flush()
         assert direct(vda, 7 * BLOCK) == b"m" * BLOCK
+
+
+def test_a_disk_that_is_open_directly_is_in_no_page_cache(vda: Path, world: World) -> None:
+    """While it is, all who open it ask the daemon: a page that is read while a direct write is under way would keep old bytes.
+
+    Those who come after the last of them find what was written last.
+    """
+    with vda.open("rb", buffering=0) as before:
+        os.pread(before.fileno(), BLOCK, 0)
+    writer = os.open(vda, os.O_RDWR | os.O_DIRECT)
+    with vda.open("rb", buffering=0) as file, mmap.mmap(-1, BLOCK) as room:
+        asked = world.mount.stats()["reads"]
+        for turn in range(5):
+            room[:] = bytes([turn + 1]) * BLOCK
+            assert os.pwritev(writer, [room], 0) == BLOCK
+            assert os.pread(file.fileno(), BLOCK, 0) == os.pread(file.fileno(), BLOCK, 0) == room[:]
+        assert world.mount.stats()["reads"] - asked >= 10 or not DIRECT_IS_COHERENT
+        os.close(writer)
+    with vda.open("rb", buffering=0) as after, mmap.mmap(after.fileno(), SPAN, mmap.MAP_SHARED, mmap.PROT_READ) as shared:
+        assert os.pread(after.fileno(), BLOCK, 0) == shared[:BLOCK] == b"\5" * BLOCK
 
 
 def test_bytes_that_are_on_the_disk_only(vda: Path, world: World) -> None:

@@ -39,6 +39,12 @@ async def ring() -> AsyncIterator[HeldRing]:
     assert engine.current is None
 
 
+def ring_engine() -> Engine:
+    """Return the current engine."""
+    assert engine.current is not None
+    return engine.current
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Return when something has come true."""
     with trio.fail_after(10):
@@ -199,6 +205,16 @@ async def test_a_sync_is_done_once_and_its_error_is_final(file: int, ring: HeldR
     with pytest.raises(OSError, match="Input/output error") as raised:
         await sync(file)
     assert raised.value.errno == errno.EIO
+    assert len(ring.asked) == 2
+
+
+@pytest.mark.parametrize("number", [errno.ECANCELED, errno.EINTR])
+async def test_a_sync_that_the_kernel_gave_up_is_done_by_a_thread(file: int, ring: HeldRing, number: int) -> None:
+    """That it had no worker for it says nothing about the disk: the sync was not done, and is done in another way."""
+    ring.at_once = failing(number)
+    os.write(file, b"x")
+    assert not await ring_engine().sync(file)
+    await sync(file)
     assert len(ring.asked) == 2
 
 

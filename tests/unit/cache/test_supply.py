@@ -1,12 +1,15 @@
 """Fills for readers, and fills ahead of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from imagefs.cache.cache import UnitCache
 from imagefs.cache.filler import Deliver
+from imagefs.cache.flight import Fill
 from imagefs.cache.memory import RESERVED
 from imagefs.cache.readahead import MARK_UNITS, STREAM_UNITS
 from imagefs.cache.unit_map import DATA, UNKNOWN
@@ -121,7 +124,9 @@ async def test_what_a_prefetch_has_fetched_is_counted(tmp_path: Path, nursery: t
     await cache.prefetch(0, 3 * MIB)
     await all_settled(cache)
     await cache.read(19 * MIB, 4 * UNIT)
-    await all_settled(cache)
+    with trio.fail_after(30):
+        while COUNTERS.demand_fills == demanded:  # a fill is counted once it has ended, which its units do not wait for
+            await wait_all_tasks_blocked()
     assert COUNTERS.prefetch_bytes == prefetched + 3 * MIB
     assert COUNTERS.demand_fills == demanded + 1
 
@@ -289,3 +294,87 @@ async def test_readers_wake_when_their_units_are_there(tmp_path: Path, nursery: 
             assert sorted(done) == [0, 1]
             gate.open()
     assert sorted(done) == [0, 1, 4]
+
+
+class WaitingFiller(HeldFiller):
+    """A filler whose fills wait in the middle, and need the first unit of another cache then."""
+
+    def __init__(self, content: bytes, tables: UnitCache, go_on: trio.Event) -> None:
+        super().__init__(content)
+        self.tables = tables
+        self.go_on = go_on
+
+    async def fill(self, first_unit: int, count: int, deliver: Deliver, urgency: Urgency = Urgency.DEMAND) -> None:
+        await self.go_on.wait()
+        await self.tables.read(0, 10)
+        await super().fill(first_unit, count, deliver, urgency)
+
+
+@pytest.mark.parametrize("memory", [64 * MIB, SLOTS[Urgency.DEMAND] * UNIT])
+async def test_fills_do_not_wait_for_a_fill_that_waits_for_them(tmp_path: Path, nursery: trio.Nursery, memory: int) -> None:
+    """With all turns, or all memory, held by fills that need a table, a reader of that table who came before them to it is let in."""
+    caches = await started(tmp_path, nursery, memory=memory)
+    held, go_on = HeldFiller(CONTENT), trio.Event()
+    tables = await caches.open(held, image_id=OTHER_IMAGE)
+    filler = WaitingFiller(CONTENT, tables, go_on)
+    if memory == 64 * MIB:
+        filler.traffic = held.traffic
+    guest = await caches.open(filler)
+
+    async def read(cache: UnitCache, unit: int) -> None:
+        assert await cache.read(unit * UNIT, 10) == CONTENT[unit * UNIT : unit * UNIT + 10]
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as readers:
+            for number in range(SLOTS[Urgency.DEMAND]):
+                readers.start_soon(read, guest, 319 - number * 12)
+            while filler.traffic.running(Urgency.DEMAND) < SLOTS[Urgency.DEMAND]:
+                await wait_all_tasks_blocked()
+            readers.start_soon(read, tables, 0)
+            while (flight := tables.shelf.flights.get(0)) is None or flight.fill is None:
+                await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
+            assert held.fills == []
+            go_on.set()
+        while caches.memory.in_flight:  # of windows that nobody waited for
+            await wait_all_tasks_blocked()
+    caches.root.check_invariants()
+    assert [held.traffic.running(urgency) for urgency in Urgency] == [0, 0, 0]
+
+
+class Meanwhile(set[int]):
+    """The units that were delivered, during whose growth in the delivering thread a reader comes."""
+
+    def __init__(self, come: Callable[[], None]) -> None:
+        super().__init__()
+        self._come = come
+
+    def add(self, unit: int) -> None:
+        super().add(unit)
+        self._come()
+
+
+async def test_a_reader_who_comes_while_its_unit_is_delivered_is_woken() -> None:
+    """However far the delivering thread has got with a unit when a reader begins to wait for it."""
+    published: list[int] = []
+    fill = Fill(range(4), 4 * UNIT, "image", lambda arrival: published.append(arrival.unit))
+    fill.delivered = Meanwhile(lambda: fill.want([0]))
+    fill.deliver(0, None)
+    await wait_all_tasks_blocked()
+    assert published == [0]
+
+
+async def test_what_the_map_said_of_a_marked_unit_before_it_came_counts_no_more(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """A look at the map that began before a unit came, and ends after it was marked, does not make it absent."""
+    cache = await (await started(tmp_path, nursery)).open(HeldFiller(CONTENT))
+    shelf, file = cache.shelf, cache.shelf.file
+    assert file is not None
+    before = file.examine((), [0])
+    await cache.read(0, MIB)
+    await all_settled(cache)
+    shelf.mark([4])
+    shelf._note(before)
+    assert cache.is_here(0, MIB)
+    assert await cache.read(0, MIB) == CONTENT[:MIB]
+    await all_settled(cache)
+    assert shelf.present == file.count_present()

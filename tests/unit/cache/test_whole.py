@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from imagefs.cache.unit_map import GROUP, ZERO
 from imagefs.cache.whole import discard, prove_again, prove_all, put_zeros
 from imagefs.units import MIB, UNIT
+from imagefs.urgency import Urgency
 from tests.support.caching import HeldFiller, settled, started
 from tests.support.fetched import noise
 
@@ -75,6 +77,31 @@ async def test_zeros_that_the_disk_does_not_take(tmp_path: Path, nursery: trio.N
         await put_zeros(cache.shelf, range(16))
     assert cache.missing(0, MIB) == [(0, MIB)]
     assert await cache.read(0, MIB) == bytes(MIB)
+    caches.root.check_invariants()
+
+
+async def test_zeros_that_a_reader_brings_meanwhile(tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While room is made for them, a reader brings all of a run of zeros: nothing is left to note then, and nothing is held for it."""
+    caches = await started(tmp_path, nursery)
+    cache = await caches.open(HeldFiller(bytes(MIB)))
+    await cache.missing_extents(0, cache.size)
+    account, file = cache.shelf.account, cache.shelf.file
+    assert account is not None
+    assert file is not None
+    reserve = account.reserve
+
+    async def slowly(cost: int, urgency: Urgency = Urgency.DEMAND) -> bool:
+        if urgency is Urgency.IDLE:
+            await cache.read(0, MIB)
+            while account.in_flight:
+                await wait_all_tasks_blocked()
+        return await reserve(cost, urgency)
+
+    monkeypatch.setattr(account, "reserve", slowly)
+    losses = file.losses
+    assert await put_zeros(cache.shelf, range(16))
+    assert (file.losses, account.in_flight) == (losses, 0)
+    assert cache.complete
     caches.root.check_invariants()
 
 

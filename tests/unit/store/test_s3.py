@@ -1,14 +1,16 @@
 """What of the S3 store can be told without a server."""
 
 import os
+import socket
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 import urllib3
+from botocore.exceptions import CredentialRetrievalError
 
-from imagefs.errors import ConfigError, StoreUnavailable
+from imagefs.errors import ConfigError, StoreRefused, StoreUnavailable
 from imagefs.store.options import S3Options
 from imagefs.store.s3 import MOST_PARTS, S3Bucket, part_size
 from imagefs.units import GIB, MIB, TIB
@@ -82,6 +84,33 @@ def test_a_credentials_service_that_cannot_be_reached_is_no_mistake_in_the_confi
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(StoreUnavailable, match="looking for AWS credentials"):
         S3Bucket("images", options=S3Options(endpoint_url=NOWHERE))
+
+
+class EndedCredentials:
+    """Temporary credentials that were good once, and whose successors cannot be had."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def get_frozen_credentials(self) -> object:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [CredentialRetrievalError(provider="iam-role", error_msg="timed out"), RuntimeError("the refreshed credentials are still expired")]
+)
+def test_credentials_that_end_are_told_in_words(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """What is signed past botocore takes the long way then, or ends with an error of imagefs's own."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        bucket = S3Bucket("images", options=S3Options(endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}"))
+        monkeypatch.setattr(bucket._connector._session, "get_credentials", lambda: EndedCredentials(error))
+        fleet = bucket._fleet
+        assert fleet is not None
+        assert fleet.page("", "/image.json", None) is None
+        with pytest.raises(StoreRefused, match="looking for AWS credentials"):
+            fleet.read(["key"], lambda key, body, etag: None)
 
 
 @pytest.mark.s3
