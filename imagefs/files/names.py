@@ -1,35 +1,48 @@
 """This module is names/: the images' names as the caller sees them, as symbolic links."""
 
 import os
+import stat
 import time
 
 from imagefs.errors import NotFound
 from imagefs.files.children import MadeChildren
 from imagefs.files.images import check_may_list, listing_inode
 from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Children, Node, directory_attributes
-from imagefs.files.symlink import SymlinkNode
 from imagefs.identity.caller import Caller
 from imagefs.sight import Sight, Sights
 
 
-class NameLink(SymlinkNode):
-    """names/<name>: a symbolic link to an image. What a name means depends on who asks."""
+class NameLink(Node):
+    """names/<name>: a symbolic link to an image. What a name means depends on who asks.
 
-    __slots__ = ("_image_id", "_name", "_sights")
+    It is as small as can be: the kernel may know a hundred thousand of these.
+    """
+
+    __slots__ = ("_image_id", "_made_ns", "_owner", "_sights")
     kind = "names"
 
-    def __init__(self, name: str, image_id: str, sights: Sights, owner: tuple[int, int]) -> None:
-        """Take the file name and the image that it means now."""
-        super().__init__(f"{name}\0{image_id}", f"../images/{image_id}", owner, attributes_timeout=0.0)
-        self.key = self._name = name  # the kernel may know a hundred thousand of these
+    def __init__(self, name: str, image_id: str, sights: Sights, owner: tuple[int, int], made_ns: int) -> None:
+        """Take the file name and the image that it means now, and when there began to be links (nanoseconds)."""
+        super().__init__(f"{name}\0{image_id}")
+        self.key = name
         self._image_id = image_id
         self._sights = sights
+        self._owner = owner
+        self._made_ns = made_ns
+
+    def attributes(self) -> Attributes:
+        """As Node says; the size is that of the target, in bytes."""
+        made, size = self._made_ns, len(self._target())
+        return Attributes(self.inode, stat.S_IFLNK | 0o777, *self._owner, size, 0, made, made, attributes_timeout=0.0)
 
     async def target(self, caller: Caller) -> str:
         """As Node says. Raises NotFound if the name means another image, or nothing, to this caller."""
-        if (await self._sights.of(caller).names()).get(self._name) != self._image_id:
-            raise NotFound(f"no image is named '{self._name}'")
-        return await super().target(caller)
+        if (await self._sights.of(caller).names()).get(self.key) != self._image_id:
+            raise NotFound(f"no image is named '{self.key}'")
+        return self._target()
+
+    def _target(self) -> str:
+        return f"../images/{self._image_id}"
 
 
 class NamesDirectory(Node):
@@ -54,7 +67,7 @@ class NamesDirectory(Node):
         image_id = (await self._sights.of(caller).names()).get(name)
         if image_id is None:
             raise NotFound(f"no image is named '{name}'")
-        return NameLink(name, image_id, self._sights, self._owner)
+        return NameLink(name, image_id, self._sights, self._owner, self._made_ns)
 
     async def children(self, caller: Caller) -> Children:
         """As Node says. Raises Denied without the policy get_images."""
@@ -64,7 +77,7 @@ class NamesDirectory(Node):
         """Return the children that an identity sees."""
         check_may_list(sight)
         names = await sight.names()
-        return MadeChildren(list(names), lambda name: name, lambda name: NameLink(name, names[name], self._sights, self._owner))
+        return MadeChildren(list(names), lambda name: name, lambda name: NameLink(name, names[name], self._sights, self._owner, self._made_ns))
 
     def listing_version(self) -> object:
         """As Node says."""
