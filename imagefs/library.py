@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 
 OPEN_IMAGES: Final = 256
 
+AS_STORED: Final = frozenset({"raw", "iso"})
+"""Formats whose disk is the stored bytes."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenImage:
@@ -70,6 +73,19 @@ class OpenImage:
         return self.disk
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class _Opening:
+    """An image that is being opened."""
+
+    done: trio.Event = dataclasses.field(default_factory=trio.Event)
+    asked: trio.Event = dataclasses.field(default_factory=trio.Event)
+    """Set once `stored` is there, and at the end."""
+    stored: UnitCache | None = None
+    """What readers' bytes may be fetched through already; they get them once the image is open."""
+    failure: Exception | None = None
+    """Why it could not be opened, where no caller is there to be told."""
+
+
 class Library:
     """Opens images of one store. All methods run on the event loop; one opening of an image serves all who wait for it."""
 
@@ -88,7 +104,7 @@ class Library:
         self._hydrator = hydrator
         self._prefetches = Prefetches(boots)
         self._open: collections.OrderedDict[tuple[str, str], OpenImage] = collections.OrderedDict()
-        self._opening: dict[tuple[str, str], trio.Event] = {}
+        self._opening: dict[tuple[str, str], _Opening] = {}
 
     def forget(self, old: Snapshot, new: Snapshot) -> None:
         """Let go of images that are gone from the catalog or have other bytes: a deleted file takes room while it is open."""
@@ -101,24 +117,39 @@ class Library:
                 if self._hydrator is not None:
                     self._hydrator.forget((image_id, image.data_version))
 
-    async def open(self, image: CatalogImage) -> OpenImage:
-        """Return the image, opened. Raises StoreError, ImageRefused; a failed opening is tried again by the next call."""
+    async def open(self, image: CatalogImage, wanted: tuple[int, int] | None = None) -> OpenImage:
+        """Return the image, opened. Raises StoreError, ImageRefused; a failed opening is tried again by the next call.
+
+        `wanted` is the offset and length of stored bytes that the caller will read: where they come from afar, they are fetched meanwhile.
+        """
         key = (image.record.id, image.data_version)
         while (opened := self._open.get(key)) is None:
-            if (others := self._opening.get(key)) is not None:
-                await others.wait()
-                continue
-            done = self._opening[key] = trio.Event()
-            try:
-                opened = self._open[key] = await self._build(image)
-            finally:
-                del self._opening[key]
-                done.set()
-            if len(self._open) > OPEN_IMAGES:
-                self._open.popitem(last=False)
-            return opened
+            if (opening := self._opening.get(key)) is None:
+                opening = self._opening[key] = _Opening()
+                return await self._complete(image, opening)
+            if wanted is not None and opening.stored is not None:
+                self._nursery.start_soon(_fetch, opening.stored, wanted)
+                wanted = None
+            await opening.done.wait()
         self._open.move_to_end(key)
         return opened
+
+    async def begin(self, image: CatalogImage, *, of_disk: bool) -> OpenImage | None:
+        """Return the image, opened; None if it will be by the time that a read of the face has asked `open` for it. Raises what `open` raises.
+
+        Later are those images whose bytes come from afar and were inspected when they were imported: to look at such a one's head
+        once more before anything is asked for would be a round trip that its first reader waits for.
+        """
+        key = (image.record.id, image.data_version)
+        if key in self._open or image.record.tree is None or (of_disk and image.record.disk_format not in AS_STORED):
+            return await self.open(image)
+        if (opening := self._opening.get(key)) is None:
+            opening = self._opening[key] = _Opening()
+            self._nursery.start_soon(self._complete_behind, image, opening)
+        await opening.asked.wait()
+        if opening.failure is not None:
+            raise opening.failure
+        return self._open.get(key)
 
     async def cached_bytes(self, image: CatalogImage, size: int, *, of_disk: bool) -> int:
         """Return how many of the `size` bytes of a face of the image are cached, or proved in place; opens nothing."""
@@ -176,13 +207,37 @@ class Library:
         """Write down the boots that are being recorded, within seconds. Never raises."""
         await self._boots.close()
 
-    async def _build(self, image: CatalogImage) -> OpenImage:
+    async def _complete(self, image: CatalogImage, opening: _Opening) -> OpenImage:
+        """Open the image for all who wait for it."""
+        key = (image.record.id, image.data_version)
+        try:
+            opened = self._open[key] = await self._build(image, opening)
+        finally:
+            del self._opening[key]
+            opening.asked.set()
+            opening.done.set()
+        if len(self._open) > OPEN_IMAGES:
+            self._open.popitem(last=False)
+        return opened
+
+    async def _complete_behind(self, image: CatalogImage, opening: _Opening) -> None:
+        """Open the image as a task of its own: who waits for it asks for the reason, or tries again."""
+        try:
+            await self._complete(image, opening)
+        except Exception as error:
+            opening.failure = error
+            log.debug("an image cannot be opened image=%s error=%s", image.record.id, error)
+
+    async def _build(self, image: CatalogImage, opening: _Opening) -> OpenImage:
         record, name = image.record, _checked_name(image.record)
         verdict = self._hydrator.verdict((record.id, image.data_version)) if self._hydrator is not None else Verdict()
         verdict.check()
         stored = await run(Lane.STORE, self._open_object, image, name)
         in_place = await run(Lane.DISK, InPlaceSource, stored) if stored.path is not None else None
         bytes_as_stored: Source = in_place or await self._cached(image, "stored", ObjectFiller(stored), verdict)
+        if isinstance(bytes_as_stored, UnitCache):
+            opening.stored = bytes_as_stored
+            opening.asked.set()
         head = bytes(await bytes_as_stored.read(0, min(HEAD, stored.size)))
         try:
             inspection = inspect(head, stored.size, record.disk_format, name)
@@ -212,6 +267,14 @@ class Library:
         """Open the cache of one address space. Where unit digests prove each byte as it comes, nothing has to be found out afterwards."""
         judged = filler if image.record.tree is not None else JudgedFiller(filler, verdict)
         return await self._cache.open(image.record.id, space, image.data_version, judged, self._nursery, name=_checked_name(image.record))
+
+
+async def _fetch(stored: UnitCache, wanted: tuple[int, int]) -> None:
+    """Read a range for somebody who will read it in a moment, and be told then what is wrong with it."""
+    try:
+        await stored.read(*wanted)
+    except Exception as error:
+        log.debug("what is wanted first cannot be read cache=%s error=%s", stored.name, error)
 
 
 def _checked_name(record: ImageRecord) -> str:
@@ -253,7 +316,7 @@ class ImageDisk:
 
     async def read(self, offset: int, length: int) -> bytes | bytearray:
         """As Source says. Raises VersionChanged if the image has other bytes than the instance was made from."""
-        disk = self._disk if self._disk is not None else await self._opened()
+        disk = self._disk if self._disk is not None else await self._opened((offset, length))
         return await disk.read(offset, length)
 
     async def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
@@ -272,15 +335,15 @@ class ImageDisk:
         if isinstance(self._disk, Recorder):
             self._disk.end()
 
-    async def _opened(self) -> Source:
-        """Open the image. Several may do so at once: the library gives all of them the same disk."""
+    async def _opened(self, wanted: tuple[int, int] | None = None) -> Source:
+        """Open the image, for a read of `wanted`. Several may do so at once: the library gives all of them the same disk."""
         try:
             image = await self._catalog.find(self._image_id)
         except NotFound as error:
             raise StoreRefused(f"{error}: it was deleted, and what the instance has not written cannot be read any more") from error
         if self._data_version not in image.data_versions:
             raise VersionChanged(f"image {self._image_id} has other bytes than the instance was made from: its disk cannot be read further")
-        opened = await self._library.open(image)
+        opened = await self._library.open(image, wanted if image.record.disk_format in AS_STORED else None)
         disk = opened.as_disk()
         if disk.size != self._size:
             raise VersionChanged(f"image {self._image_id} is a disk of {disk.size} bytes, not of {self._size} as when the instance was made from it")

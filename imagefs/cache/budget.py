@@ -83,6 +83,7 @@ class Account:
         measured = self._measure()
         before, self.charged = self.charged, measured + measured // MARGIN + OPEN_COST + self.in_flight
         self._budget.used += self.charged - before
+        self._budget.look_again()
         return before - self.charged
 
 
@@ -128,11 +129,20 @@ class Budget:
         """End an account; its cache's bytes count as `closed` from now on only if `change_closed` says so."""
         self._accounts.discard(account)
         self.used -= account.charged
+        self.look_again()
 
     def change_closed(self, difference: int) -> None:
         """Note that closed directories grew by `difference` bytes (below 0: shrank)."""
         self.closed += difference
         self.used += difference
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Look at the filesystem before anything more is admitted: `used` fell, and perhaps only because less had been written than was charged.
+
+        What may be used was found for the sum as it was; without another look the difference would be given away once more.
+        """
+        self._admitted = FLOOR_INTERVAL
 
     def shortage(self, cost: int = 0) -> int:
         """Return the bytes that must be freed before `cost` more fit; 0 or less: they fit."""

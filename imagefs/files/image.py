@@ -14,7 +14,7 @@ from imagefs.errors import AlreadyExists, Denied, ImagefsError, InvalidInput, No
 from imagefs.files.node import PUBLIC_TIMEOUT, Attributes, Failures, Node, OpenMode, check_read_only
 from imagefs.identity.caller import Caller
 from imagefs.identity.map import Identity
-from imagefs.library import Library, OpenImage
+from imagefs.library import AS_STORED, Library, OpenImage
 from imagefs.properties.change import Mode, remove_attribute, set_attribute
 from imagefs.properties.visibility import membership
 from imagefs.sight import CACHED, PIN, PREFETCH, Sight, Sights
@@ -113,13 +113,19 @@ class ImageFile(Node):
             raise Denied(f"{self!r} is never written or run")
 
     async def open(self, caller: Caller, flags: int) -> OpenMode:
-        """As Node says. Raises NotFound, Denied, StoreError, ImageRefused; the reason is then in user.imagefs.error."""
+        """As Node says. Raises NotFound, Denied, StoreError, ImageRefused; the reason is then in user.imagefs.error.
+
+        What is wrong with the bytes of an image that need not be looked at before, see `Library.begin`, its first read tells.
+        """
         self._sight(caller)
         check_read_only(self, flags)
         with self._noting(caller):
             self.check(caller, os.R_OK)
         self._opening()
-        await self._open_source()
+        with self._keeping_error():
+            opened = await self._library.begin(self.image, of_disk=self.shows_disk)
+            if opened is not None:
+                self._source = self._face(opened)
         self._opens += 1
         return OpenMode(keep_pages=True)
 
@@ -135,7 +141,7 @@ class ImageFile(Node):
 
     async def read(self, offset: int, length: int) -> bytes | bytearray:
         """As Node says. Raises StoreError, ImageRefused."""
-        source = self._source or await self._open_source()
+        source = self._source or await self._open_source(offset, length)
         try:
             return await source.read(offset, length)
         except ImagefsError as error:
@@ -253,15 +259,24 @@ class ImageFile(Node):
             self._keep(self)
             raise
 
-    async def _open_source(self) -> Source:
+    async def _open_source(self, offset: int, length: int) -> Source:
+        """Open the image for a read of this range, which is fetched while the image is inspected where that can be."""
+        image = self.image
+        wanted = (offset, length) if not self.shows_disk or image.record.disk_format in AS_STORED else None
+        with self._keeping_error():
+            self._source = source = self._face(await self._library.open(image, wanted))
+        return source
+
+    @contextlib.contextmanager
+    def _keeping_error(self) -> Iterator[None]:
+        """Keep the reason why the image cannot be opened, for who asks for user.imagefs.error."""
         try:
-            self._source = source = self._face(await self._library.open(self.image))
+            yield
         except ImagefsError as error:
             self.error = str(error)
             self._keep(self)
             raise
         self.error = None
-        return source
 
     def _opening(self) -> None:
         """Prepare for being opened by a caller who may. Must not wait or fail."""

@@ -42,10 +42,6 @@ class DiskImageFile(ImageFile):
         mode = await super().open(caller, flags)
         if self._opens == 1:
             self._library.expect_boot(self.image)
-        disk = self._source
-        if self._opens == 1 and not self._booted and disk is not None and self._recorder is None:
-            self._recorder = self._library.recorded(self.image, disk, functools.partial(self._recorded, disk))
-            self._source = self._recorder or disk
         return mode
 
     async def close(self) -> None:
@@ -71,8 +67,11 @@ class DiskImageFile(ImageFile):
             self._library.ask_of_boots(self.image)
 
     def _face(self, opened: OpenImage) -> Source:
-        """As ImageFile says: while a boot is being recorded, what records it."""
-        return self._recorder or opened.as_disk()
+        """As ImageFile says: while a boot is being recorded, what records it. That may be what begins now, if nobody has read the disk so far."""
+        disk = opened.as_disk()
+        if self._source is None and not self._booted and self._recorder is None:
+            self._recorder = self._library.recorded(self.image, disk, functools.partial(self._recorded, disk))
+        return self._recorder or disk
 
     def attributes(self) -> Attributes:
         """As Node says. A size that is only guessed is not for the kernel to keep: it would cut reads at it."""

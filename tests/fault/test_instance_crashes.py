@@ -56,7 +56,7 @@ class Images:
     async def find(self, image_id: str) -> CatalogImage:
         return CatalogImage(IMAGE, "1")
 
-    async def open(self, image: CatalogImage) -> OpenImage:
+    async def open(self, image: CatalogImage, wanted: tuple[int, int] | None = None) -> OpenImage:
         base = PatternBase(SIZE)
         return OpenImage(base, Inspection("raw", SIZE, ""), base)
 

@@ -1,15 +1,17 @@
 """The disk of an image that an instance was made from: opened when it is needed, and pinned to its bytes."""
 
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import msgspec
 import pytest
 import trio
 
 from imagefs.catalog import Catalog, CatalogImage, Snapshot
-from imagefs.errors import ImageRefused, NotFound, StoreRefused, StoreUnavailable, VersionChanged
+from imagefs.errors import ImageRefused, NotFound, StoreRefused, StoreUnavailable, VersionChanged, WrongBytes
 from imagefs.fetch.backoff import RetryPolicy
 from imagefs.hydration.verification import CacheVerified
 from imagefs.image.inspect import Inspection
@@ -17,10 +19,12 @@ from imagefs.library import ImageDisk, Library, OpenImage
 from imagefs.profile.recorder import Recorder
 from imagefs.source import Source
 from imagefs.store.factory import open_store
+from imagefs.store.layout import ImagefsLayout
 from imagefs.units import MIB
 from tests.support.access import image
-from tests.support.caching import started
-from tests.support.fetched import noise
+from tests.support.caching import Caches, started
+from tests.support.fetched import hash_tree, noise
+from tests.support.memory_bucket import MemoryBucket, MemoryObject
 from tests.support.overlay import PatternBase, pattern
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ class Host:
             raise self.image
         return self.image
 
-    async def open(self, found: CatalogImage) -> OpenImage:
+    async def open(self, found: CatalogImage, wanted: tuple[int, int] | None = None) -> OpenImage:
         self.opened += 1
         if self.error is not None:
             raise self.error
@@ -177,3 +181,97 @@ async def test_verification_opens_nothing(tmp_path: Path, nursery: trio.Nursery)
     assert caches.root.names() == []
     assert await library.verify_cached(None, lambda done, total: None) == CacheVerified()
     assert await library.mark(found, of_disk=True) is None
+
+
+class HeldObject(MemoryObject):
+    """An object that answers nothing before it may, and says what it was asked."""
+
+    def __init__(self, body: bytes, version: str, asked: list[int], held: threading.Event) -> None:
+        super().__init__(body, version)
+        self._asked = asked
+        self._held = held
+
+    def stream(self, offset: int, length: int) -> Iterator[bytes]:
+        self._asked.append(offset)
+        assert self._held.wait(10)
+        yield from super().stream(offset, length)
+
+
+class HeldBucket(MemoryBucket):
+    """A bucket far away, whose images' bytes are held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streamed: list[int] = []
+        self.held = threading.Event()
+
+    def open(self, key: str, size: int | None = None) -> MemoryObject:
+        return HeldObject(self.objects[key], self.version(key), self.streamed, self.held)
+
+
+class Afar:
+    """A library over a bucket that is held back, with one image of noise."""
+
+    def __init__(self, caches: Caches, nursery: trio.Nursery, body: bytes) -> None:
+        self.bucket = HeldBucket()
+        store = ImagefsLayout(self.bucket)
+        stored = store.create(image(disk_format="raw", container_format="bare"), lambda: (io.BytesIO(body), len(body)), lambda amount: None)
+        self.image = CatalogImage(stored.record, stored.version)
+        self.library = Library(store, caches.root, nursery, RetryPolicy(), cast("Boots", None))
+
+    async def asked(self, *offsets: int) -> None:
+        """Return once the bytes at these offsets were asked for."""
+        with trio.fail_after(10):
+            while not set(offsets) <= set(self.bucket.streamed):  # noqa: ASYNC110 - threads ask, which cannot set an event of trio
+                await trio.sleep(0.001)
+
+
+async def test_what_is_wanted_is_fetched_while_the_head_is_inspected(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """One round trip, not two: an imported image was inspected before. Nobody gets a byte before it is again."""
+    body = noise(4 * MIB)
+    afar = Afar(await started(tmp_path / "cache", nursery), nursery, body)
+    assert await afar.library.begin(afar.image, of_disk=True) is None
+    opened: list[OpenImage] = []
+
+    async def reader(offset: int) -> None:
+        opened.append(await afar.library.open(afar.image, (offset, 4096)))
+
+    async with trio.open_nursery() as readers:
+        readers.start_soon(reader, 3 * MIB)
+        readers.start_soon(reader, 2 * MIB)
+        await afar.asked(0, 2 * MIB, 3 * MIB)
+        assert not opened
+        afar.bucket.held.set()
+    assert opened[0] is opened[1]
+    assert await opened[0].as_disk().read(3 * MIB, 4096) == body[3 * MIB :][:4096]
+    assert afar.bucket.streamed.count(3 * MIB) == 1
+    assert await afar.library.begin(afar.image, of_disk=True) is opened[0]
+
+
+async def test_an_image_that_is_not_what_it_was_imported_as_gives_no_byte(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """Whoever can write into the store could declare a qcow2 file raw: it is refused all the same, by the first read."""
+    afar = Afar(await started(tmp_path / "cache", nursery), nursery, noise(4 * MIB))
+    hostile = bytearray(noise(4 * MIB))
+    hostile[:8] = b"QFI\xfb\x00\x00\x00\x03"
+    (key,) = (key for key in afar.bucket.objects if key.endswith("/data"))
+    digests, pages = hash_tree(bytes(hostile))
+    afar.bucket.objects[key] = bytes(hostile)
+    afar.bucket.objects[key.removesuffix("data") + "digests"] = pages
+    record = msgspec.structs.replace(afar.image.record, tree=digests)
+    changed = CatalogImage(record, "another")
+    afar.bucket.held.set()
+    assert await afar.library.begin(changed, of_disk=True) is None
+    for _ in range(2):
+        with pytest.raises(ImageRefused):
+            await afar.library.open(changed, (3 * MIB, 4096))
+
+
+async def test_what_can_be_told_at_once_fails_the_opening(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """A tree that cannot be the image's, say; and what is declared with tables of its own is inspected first."""
+    afar = Afar(await started(tmp_path / "cache", nursery), nursery, noise(4 * MIB))
+    afar.bucket.held.set()
+    digests, _ = hash_tree(noise(100 * MIB))
+    with pytest.raises(WrongBytes):
+        await afar.library.begin(CatalogImage(msgspec.structs.replace(afar.image.record, tree=digests), "another"), of_disk=True)
+    with pytest.raises(ImageRefused):
+        await afar.library.begin(CatalogImage(msgspec.structs.replace(afar.image.record, disk_format="qcow2"), "third"), of_disk=True)

@@ -144,7 +144,31 @@ async def test_free_space_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     while await budget.reserve(account, MIB):
         assert account.in_flight <= 50 * MIB
     assert account.in_flight >= 49 * MIB
-    assert looks <= 2 + 50 * MIB // FLOOR_INTERVAL
+    assert looks <= 4 + 50 * MIB // FLOOR_INTERVAL
     free -= 20 * MIB
     await budget.trim()
     assert budget.shortage() > 0
+
+
+def test_floor_holds_when_less_was_written_than_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was charged beyond that is free once only: it may not be given away when it is not charged any more."""
+    size, floor, written = 100 * MIB, 10 * MIB, 80 * MIB  # others filled most of it
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_blocks=size // KIB, f_frsize=KIB, f_bavail=(size - written) // KIB)
+
+    async def no_room(amount: int, urgency: Urgency) -> int:
+        await trio.lowlevel.checkpoint()
+        return 0
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    budget = Budget(10**12, floor_bytes=floor)
+    account = budget.open_account()
+    empty = [budget.open_account() for _ in range(100)]
+    budget.attach(Path("/"), no_room)
+    for other in empty:
+        budget.close_account(other)
+    while budget.try_reserve(account, unit_cost(1)):
+        written += UNIT
+        account.settle(unit_cost(1))
+    assert size - floor - 32 * UNIT < written <= size - floor

@@ -4,7 +4,10 @@ import os
 from collections.abc import Callable
 from typing import cast
 
+import pytest
+
 from imagefs.catalog import Catalog, CatalogImage, Snapshot
+from imagefs.errors import ImageRefused
 from imagefs.files.image import ImageFile, StoredImageFile
 from imagefs.files.raw import DiskImageFile
 from imagefs.identity.caller import Caller
@@ -16,7 +19,8 @@ from imagefs.sight import Sights
 from imagefs.source import Source
 from imagefs.units import UNIT
 from imagefs.upkeep import Upkeep
-from tests.support.booting import IMAGE, BootDisk
+from tests.support.access import image
+from tests.support.booting import DISK, IMAGE, BootDisk
 
 ROOT = Caller(0, 0)
 
@@ -29,6 +33,9 @@ class World:
         self.disk = BootDisk()
         self.stored = BootDisk()
         self.calls: list[str] = []
+        self.later = False
+        self.error: Exception | None = None
+        self.wanted: list[tuple[int, int] | None] = []
         self.recorders: list[Recorder] = []
         self.access = self
         self.identity = None
@@ -42,8 +49,17 @@ class World:
     def check_download(self, identity: None, record: object) -> None:
         return
 
-    async def open(self, image: CatalogImage) -> OpenImage:
+    async def begin(self, image: CatalogImage, *, of_disk: bool) -> OpenImage | None:
+        if self.later:
+            self.calls.append("begin")
+            return None
+        return await self.open(image)
+
+    async def open(self, image: CatalogImage, wanted: tuple[int, int] | None = None) -> OpenImage:
         self.calls.append("open")
+        self.wanted.append(wanted)
+        if self.error is not None:
+            raise self.error
         return OpenImage(self.stored, cast("Inspection", None), self.disk)
 
     def ask_of_boots(self, image: CatalogImage) -> None:
@@ -56,9 +72,9 @@ class World:
         self.recorders.append(Recorder(disk, lambda recorder: None, ended))
         return self.recorders[-1]
 
-    def file(self, kind: type[ImageFile]) -> ImageFile:
+    def file(self, kind: type[ImageFile], found: CatalogImage = IMAGE) -> ImageFile:
         """Return the image's file in raw/ or images/."""
-        return kind(IMAGE, cast("Catalog", self), cast("Library", self), cast("Upkeep", None), cast("Sights", self), (0, 0), lambda node: None)
+        return kind(found, cast("Catalog", self), cast("Library", self), cast("Upkeep", None), cast("Sights", self), (0, 0), lambda node: None)
 
 
 async def boot(file: ImageFile, units: int = LEAST_UNITS) -> None:
@@ -136,3 +152,34 @@ async def test_the_stored_bytes_are_nobodys_boot() -> None:
     await boot(file)
     assert (world.calls, world.recorders) == (["open"], [])
     assert world.stored.reads
+
+
+async def test_the_first_read_says_what_it_wants() -> None:
+    """An image that need not be open when open(2) returns is opened by the first read, and recorded from it on."""
+    world = World()
+    world.later = True
+    raw = CatalogImage(image(os_hash_value="v1", size=DISK, disk_format="raw"), "record-1")
+    world.snapshot = Snapshot(1, {raw.record.id: raw})
+    file = world.file(DiskImageFile, raw)
+    await file.open(ROOT, os.O_RDONLY)
+    assert world.calls == ["ask", "begin", "expect"]
+    assert not world.recorders
+    await file.read(5 * UNIT, 10)
+    await file.read(6 * UNIT, 10)
+    assert world.wanted == [(5 * UNIT, 10)]
+    (recorder,) = world.recorders
+    assert list(recorder.units) == [5, 6]
+
+
+async def test_what_the_first_read_finds_wrong_is_kept() -> None:
+    """As the reason why open(2) failed would be."""
+    world = World()
+    world.later, world.error = True, ImageRefused("it is not what it says")
+    file = world.file(DiskImageFile)
+    await file.open(ROOT, os.O_RDONLY)
+    with pytest.raises(ImageRefused):
+        await file.read(0, 10)
+    assert file.error == "it is not what it says"
+    world.error = None
+    await file.read(0, 10)
+    assert file.error is None
