@@ -18,7 +18,7 @@ from typing import Final
 from tests.support.seaweed import Seaweed
 from tools.boot import boot
 from tools.disks import recorded
-from tools.instruments import BUCKET, DELAY, RATE, drop_caches, mounted
+from tools.instruments import BUCKET, DELAY, RATE, drop_caches, fronted, mounted
 from tools.link import Link
 from tools.node import Failed, Node, guest_image, run
 from tools.rows import Bench, Row
@@ -57,18 +57,21 @@ def boots(bench: Bench) -> Iterator[Row]:
         objects["raw"] = place / "disk.raw"
         run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(objects["raw"])])
     for kind, path in objects.items():
-        with Seaweed.start(place / f"seaweed-{kind}") as server:
+        with Seaweed.start(place / f"seaweed-{kind}", anonymous_bucket=BUCKET) as server:
             server.create_bucket(BUCKET)
-            with Link(server.endpoint_url, delay=DELAY, rate=RATE) as link:
-                found = rounds(place, server, link, path, kind, 1 if bench.quick else 3)
+            with started(place / f"import-{kind}", server, server.endpoint_url) as node:
+                image_id = node.create_image("guest", path, "--disk-format", kind, "--public")
+            with (
+                fronted(server.endpoint_url, {f"/{BUCKET}/bench/{image_id}/data": path}) as front,
+                Link(front, delay=DELAY, rate=RATE) as link,
+            ):
+                found = rounds(place, server, link, image_id, kind, 1 if bench.quick else 3)
         yield from rows(found, kind, trace)
 
 
-def rounds(place: Path, server: Seaweed, link: Link, path: Path, kind: str, count: int) -> Boots:
+def rounds(place: Path, server: Seaweed, link: Link, image_id: str, kind: str, count: int) -> Boots:
     """Boot in turn in each of the ways, each time with nothing left of the time before."""
     found = Boots()
-    with started(place / f"import-{kind}", server, server.endpoint_url) as node:
-        image_id = node.create_image("guest", path, "--disk-format", kind, "--public")
     for turn in range(count):
         here = place / f"{kind}-{turn}"
         here.mkdir()

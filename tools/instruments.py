@@ -7,9 +7,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, cast
 
 from tests.support.seaweed import Seaweed
 from tools.link import Link
@@ -30,6 +30,20 @@ def drop_caches() -> None:
         Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
     except OSError as error:
         raise Failed(f"the page cache could not be dropped, and without that nothing is cold: {error.strerror}; run tools/bench as root") from error
+
+
+@contextlib.contextmanager
+def fronted(upstream: str, files: Mapping[str, Path]) -> Iterator[str]:
+    """Hold the URL of a server that has these paths in files, and gets the rest from the one at `upstream`; see `tools.front`. Raises Failed."""
+    words = [sys.executable, "-m", "tools.front", upstream, *(f"{path}={file}" for path, file in files.items())]
+    with (
+        ended(subprocess.Popen(words, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as server,
+        cast("IO[bytes]", server.stdin),
+        cast("IO[bytes]", server.stdout) as said,
+    ):
+        if not (port := said.readline().strip()):
+            raise Failed("the server of images' bytes did not start; what it said is above")
+        yield f"http://127.0.0.1:{int(port)}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import botocore.exceptions
 
 from tests.support.seaweed import Seaweed
 from tools.disks import make_disk, recorded
-from tools.instruments import BUCKET, DELAY, RATE, drop_caches
+from tools.instruments import BUCKET, DELAY, RATE, drop_caches, fronted
 from tools.link import Link
 from tools.node import Failed, Node
 from tools.peers import PEERS
@@ -98,7 +98,9 @@ def staged(directory: Path, trace: Trace, content: int, forms: tuple[str, ...] =
         importing = Node(directory / "importing", settings, server.environment())
         files = {"raw": raw, "qcow2": qcow2}
         image_ids = {form: importing.create_image(form, files[form], "--disk-format", form, "--public") for form in forms}
-        link = cleanup.enter_context(Link(server.endpoint_url, delay=DELAY, rate=RATE))
+        kept = {f"/{BUCKET}/{PREFIX}/{image_ids[form]}/data": files[form] for form in forms}
+        front = cleanup.enter_context(fronted(server.endpoint_url, kept))
+        link = cleanup.enter_context(Link(front, delay=DELAY, rate=RATE))
         yield Stage(directory, server, link, trace, trace_file, raw, image_ids)
 
 
