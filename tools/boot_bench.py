@@ -65,7 +65,7 @@ def boots(bench: Bench) -> Iterator[Row]:
                 fronted(server.endpoint_url, {f"/{BUCKET}/bench/{image_id}/data": path}) as front,
                 Link(front, delay=DELAY, rate=RATE) as link,
             ):
-                found = rounds(place, server, link, image_id, kind, 1 if bench.quick else 3)
+                found = rounds(place, server, link, image_id, kind, bench.rounds)
         yield from rows(found, kind, trace)
 
 

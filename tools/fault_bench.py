@@ -28,8 +28,6 @@ KILL_SECONDS: Final = 5.0
 _KILLED: Final = "the kernel lets a killed process wait for a request that the daemon has read, and pyfuse3 does not tell of interrupted requests"
 READERS: Final = 64
 BLOCK: Final = 4096
-GAP: Final = 4 * MIB
-"""More than what is fetched beside what a guest reads at random."""
 
 
 def faults(bench: Bench) -> Iterator[Row]:
@@ -90,6 +88,7 @@ def away(boot: Boot, trace: Trace) -> Iterator[Row]:
     """Let the store go away in the midst of a boot; read what is cached meanwhile; then kill a reader that waits, and the daemon (row 23)."""
     link = boot.images.link
     boot.images.forget_profile(boot.image_id)
+    never_read = boot.images.put_noise(MIB, "never read")
     with boot.images.node() as node, reader() as process:
         disk = make_instance(node, "bench", boot.image_id)
         started, before = time.monotonic(), link.counts()
@@ -100,7 +99,7 @@ def away(boot: Boot, trace: Trace) -> Iterator[Row]:
         told = process.told(may_fail=True)
         seconds = told.done - started
         link.down(4 * AWAY_SECONDS)
-        cold = (node.mountpoint / "raw" / boot.image_id, untouched(trace))
+        cold = node.mountpoint / "raw" / never_read
         alone = seconds_until_gone(cold, lambda reading: reading.kill(), AWAY_SECONDS)
         orphaned = seconds_until_gone(cold, lambda reading: os.kill(node.daemon(), signal.SIGKILL), AWAY_SECONDS)
         subprocess.run(["umount", "--lazy", node.mountpoint], check=False, capture_output=True)
@@ -131,24 +130,13 @@ def longest_hit(disk: Path, offset: int, end: float) -> float:
     return longest
 
 
-def untouched(trace: Trace) -> int:
-    """Return an offset far from everything that a trace reads."""
-    end = 0
-    for start, other_end in trace.extents():
-        if start - end >= 4 * GAP:
-            break
-        end = other_end
-    return (end + 2 * GAP) // BLOCK * BLOCK
-
-
-def seconds_until_gone(cold: tuple[Path, int], kill: "Callable[[subprocess.Popen[bytes]], None]", most: float) -> float:
+def seconds_until_gone(cold: Path, kill: "Callable[[subprocess.Popen[bytes]], None]", most: float) -> float:
     """Return the seconds that a process which waits for the store takes to be gone once it or the daemon is killed, `most` at most."""
-    path, offset = cold
-    words = ["dd", f"if={path}", "of=/dev/null", f"bs={BLOCK}", "count=1", f"skip={offset // BLOCK}", "iflag=direct", "status=none"]
+    words = ["dd", f"if={cold}", "of=/dev/null", f"bs={BLOCK}", "count=1", "iflag=direct", "status=none"]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     time.sleep(2)
     if process.poll() is not None:
-        raise Failed(f"a read at {offset} did not wait for the store that is away")
+        raise Failed(f"a read of {cold} did not wait for the store that is away")
     started = time.monotonic()
     kill(process)
     try:

@@ -10,14 +10,13 @@ import pytest
 from tools import replay
 from tools.crash_bench import overlap, union, whole
 from tools.disks import invent
-from tools.fault_bench import GAP, untouched
 from tools.faults import Counts
 from tools.node import Failed
 from tools.peers import PEERS
 from tools.peers.peer import Peer, Task, Unavailable, Want, check_programs, program
 from tools.reading import reader
 from tools.rows import Bench, PeerFigures
-from tools.traces import BLOCK, MIB, Trace, invented
+from tools.traces import BLOCK, MIB, Trace
 
 TRACE = Trace("guest", 4 * MIB, "a guest", [(0, 4096), (MIB, 65536), (4 * MIB - 4096, 4096), (0, 4096)])
 
@@ -185,10 +184,3 @@ def test_what_is_fetched_again_is_counted_once() -> None:
     assert overlap([(0, 10), (20, 30)], [(5, 25), (6, 7), (28, 40)]) == 5 + 5 + 2
     assert overlap([(0, 10)], [(10, 20)]) == 0
     assert whole([("/b/one/data", 0, 5, True), ("/b/one/data", 5, 9, False), ("/b/two/data", 0, 5, True)], "one") == [(0, 5)]
-
-
-def test_what_a_trace_does_not_touch_is_far_from_what_it_does() -> None:
-    """Also where it reads from the start to nearly the end."""
-    for trace in (invented(256 * MIB, 16_000_000), Trace("x", 64 * MIB, "", [(0, 20 * MIB)])):
-        offset = untouched(trace)
-        assert all(offset + GAP <= start or offset - GAP >= end for start, end in trace.extents())
