@@ -237,7 +237,7 @@ class Hydrator:
         """Serve nothing of the image any more, and drop what is cached of it."""
         image.verdict.refusal = error
         self._refused[image.key] = image.verdict
-        COUNTERS.images_failed_verification += 1
         log.error("an image is refused, because its bytes are not those that its record names image=%s error=%s", image.record.id, error)
         for cache in (image.disk, image.stored) if image.is_decoded else (image.disk,):
             await discard(cache.shelf)
+        COUNTERS.images_failed_verification += 1  # last: who sees it counted is served no byte of it any more
