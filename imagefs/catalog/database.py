@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,10 +22,9 @@ SCHEMA_VERSION: Final = 2
 FORM: Final = " ".join(name for kind in (ImageRecord, HashTree, Member) for name in kind.__struct_fields__)
 """What a record consists of. Records that another version of imagefs packed are only read if it is the same."""
 _TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS store (url TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS packing (sample BLOB NOT NULL, form TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS image (id TEXT PRIMARY KEY, version TEXT NOT NULL, name BLOB, key BLOB, record BLOB NOT NULL,"
-    " crc INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE store (url TEXT NOT NULL)",
+    "CREATE TABLE packing (sample BLOB NOT NULL, form TEXT NOT NULL)",
+    "CREATE TABLE image (id TEXT PRIMARY KEY, version TEXT NOT NULL, name BLOB, key BLOB, record BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
 )
 
 
@@ -42,7 +42,10 @@ class RecordDatabase:
         self._packing: Packing | None = None
         self._packing_lock = threading.Lock()
         try:
-            self._db = self._open(store_url)
+            try:
+                self._db = self._open(store_url)
+            except sqlite3.OperationalError:  # a full disk may have no room for the file beside it in which SQLite keeps locks and an index
+                self._db = self._open(store_url, locking="EXCLUSIVE")
         except sqlite3.OperationalError as error:  # a full or broken disk, or no permission: the file may be as good as ever
             raise InvalidInput(f"{path}: {error}: free some room in the state directory, and see that it is yours") from error
         except (sqlite3.DatabaseError, StateDamaged) as error:
@@ -53,28 +56,28 @@ class RecordDatabase:
             path.replace(aside)
             self._db = self._open(store_url)
 
-    def _open(self, store_url: str) -> sqlite3.Connection:
+    def _open(self, store_url: str, *, locking: str = "NORMAL") -> sqlite3.Connection:
+        """Open the file. With the locking EXCLUSIVE SQLite keeps its index in memory, and whoever else has the file open is in the way, also a
+        daemon that was killed and cannot end.
+        """
+        try:  # SQLite would make it with the mode that the umask leaves, and gives the files beside it this one's
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise sqlite3.OperationalError(error.strerror) from error
         database = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
         try:
             self._path.chmod(0o600)
+            database.execute(f"PRAGMA locking_mode = {locking}")
             application, version = (database.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("application_id", "user_version"))
             if (application, version) not in {(0, 0), (APPLICATION_ID, 1), (APPLICATION_ID, SCHEMA_VERSION)}:
                 raise StateDamaged(f"{self._path}: application {application:#x} version {version}")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
-            with _transaction(database):
-                if version == 1:  # its rows are read again from the store
-                    database.execute("DROP TABLE image")
-                for table in _TABLES:
-                    database.execute(table)
-                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                packing = database.execute("SELECT sample, form FROM packing").fetchone()
-                if database.execute("SELECT url FROM store").fetchone() != (store_url,) or (packing is not None and packing[1] != FORM):
-                    packing = None
-                    for name in ("image", "packing", "store"):
-                        database.execute(f"DELETE FROM {name}")  # noqa: S608 - the names are the three above
-                    database.execute("INSERT INTO store VALUES (?)", (store_url,))
+            # Written only if there is something to write: who mounts on a full disk has guests that wait for it.
+            if version != SCHEMA_VERSION or not _is_of(database, store_url):
+                with _transaction(database):
+                    _make_anew(database, store_url)
+            packing = database.execute("SELECT sample FROM packing").fetchone()
             self._packing = None if packing is None else Packing(packing[0])
         except BaseException:
             database.close()
@@ -115,6 +118,27 @@ class RecordDatabase:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _is_of(database: sqlite3.Connection, store_url: str) -> bool:
+    """Tell whether the rows are of this store, and packed as we do."""
+    if database.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('image', 'packing', 'store')").fetchone() != (3,):
+        return False
+    if database.execute("SELECT url FROM store").fetchone() != (store_url,):
+        return False
+    packing = database.execute("SELECT form FROM packing").fetchone()
+    return packing is None or packing == (FORM,)
+
+
+def _make_anew(database: sqlite3.Connection, store_url: str) -> None:
+    """Make the tables, empty, within a transaction."""
+    for name in ("image", "packing", "store"):
+        database.execute(f"DROP TABLE IF EXISTS {name}")
+    for table in _TABLES:
+        database.execute(table)
+    database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    database.execute("INSERT INTO store VALUES (?)", (store_url,))
 
 
 @contextlib.contextmanager

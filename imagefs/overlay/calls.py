@@ -19,6 +19,7 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Calls:
     """The calls, each with the arguments, the result and the errors of its namesake in `os`."""
 
+    pread: Callable[[int, int, int], bytes] = os.pread
     preadv: Callable[[int, Sequence[bytearray | memoryview], int, int], int] = os.preadv
     pwrite: Callable[[int, bytes | bytearray | memoryview, int], int] = os.pwrite
     fdatasync: Callable[[int], None] = os.fdatasync

@@ -26,7 +26,7 @@ def check_maps(origin: str, durable: DurableMap, live: LiveMap) -> None:
 
 
 def _states(live: LiveMap, page: int) -> bytes:
-    return live.states[page * PAGE_BLOCKS : (page + 1) * PAGE_BLOCKS]
+    return live.states(page * PAGE_BLOCKS, (page + 1) * PAGE_BLOCKS)
 
 
 def _check_page(origin: str, page: int, states: bytes, told: bytes, behind: bool) -> None:

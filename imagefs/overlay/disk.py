@@ -53,7 +53,7 @@ class OverlayDisk(Layer):
         self._base = base
         self._fd = files.data_fd
         self._live = files.live
-        self._states = files.live.states
+        self._state, self._states = files.live.state, files.live.states
         self._size = files.durable.header.size
         self._flusher = Flusher(files, self._flush_base)
         self._growing = trio.Lock()
@@ -156,9 +156,9 @@ class OverlayDisk(Layer):
         first = offset >> BLOCK_SHIFT
         last = stop - 1 >> BLOCK_SHIFT
         if first == last:
-            state = self._states[first]
+            state = self._state(first)
         else:
-            states = self._states[first : last + 1]
+            states = self._states(first, last + 1)
             state = states[0]
             if states.count(state) != len(states):
                 return self._read_runs_nowait(offset, stop, states)
@@ -193,7 +193,7 @@ class OverlayDisk(Layer):
         if stop <= offset:
             return b""
         # The states of now hold across the awaits below: what they lead to are the bytes of now, or newer ones.
-        states = self._states[offset >> BLOCK_SHIFT : (stop - 1 >> BLOCK_SHIFT) + 1]
+        states = self._states(offset >> BLOCK_SHIFT, (stop - 1 >> BLOCK_SHIFT) + 1)
         body = bytearray(stop - offset)
         with self._at_work():
             if states.count(DATA) == len(states):  # what guests read most often comes without a plan
@@ -242,7 +242,7 @@ class OverlayDisk(Layer):
     def edge_nowait(self, block: int) -> bytes | bytearray | None:
         """As Layer says: of a block in state `data` only so much that it is in the page cache."""
         start = block << BLOCK_SHIFT
-        return self.read_nowait(start, 1 if self._states[block] == DATA else BLOCK)
+        return self.read_nowait(start, 1 if self._state(block) == DATA else BLOCK)
 
     def store(self, offset: int, body: bytes | bytearray, edges: dict[int, bytes | bytearray]) -> int:
         """As Layer says, frozen or not. An edge is used only for a block that is still `base`, hence was when the edge was read.
@@ -253,7 +253,7 @@ class OverlayDisk(Layer):
         length = len(body)
         stop = offset + length
         first = offset >> BLOCK_SHIFT
-        states = self._states[first : (stop - 1 >> BLOCK_SHIFT) + 1]
+        states = self._states(first, (stop - 1 >> BLOCK_SHIFT) + 1)
         if states.count(DATA) == len(states):
             write_wholly(self._calls, self._fd, body, offset, self._origin)
             return length
@@ -271,15 +271,15 @@ class OverlayDisk(Layer):
     def _store_piece(self, start: int, piece: bytes | bytearray, edges: dict[int, bytes | bytearray]) -> None:
         """Write a piece to the data file, and around it what the rest of blocks shows that hold no data yet."""
         stop = start + len(piece)
-        if start & BLOCK_MASK and self._states[start >> BLOCK_SHIFT] != DATA:
+        if start & BLOCK_MASK and self._state(start >> BLOCK_SHIFT) != DATA:
             piece = self._around(start >> BLOCK_SHIFT, edges)[: start & BLOCK_MASK] + piece
             start -= start & BLOCK_MASK
-        if stop & BLOCK_MASK and self._states[stop >> BLOCK_SHIFT] != DATA:
+        if stop & BLOCK_MASK and self._state(stop >> BLOCK_SHIFT) != DATA:
             piece = piece + (self._around(stop >> BLOCK_SHIFT, edges) if stop != self._size else ZERO_BLOCK)[stop & BLOCK_MASK :]
         write_wholly(self._calls, self._fd, piece, start, self._origin)
 
     def _around(self, block: int, edges: dict[int, bytes | bytearray]) -> bytes | bytearray:
-        return edges[block].ljust(BLOCK, b"\0") if self._states[block] == BASE and self._base is not None else ZERO_BLOCK
+        return edges[block].ljust(BLOCK, b"\0") if self._state(block) == BASE and self._base is not None else ZERO_BLOCK
 
     # Zeroing.
 
@@ -315,7 +315,7 @@ class OverlayDisk(Layer):
         Does not wait; for what zeroes and for MergingDisk.
         """
         self._flusher.stale = True
-        states = self._states[first:stop]
+        states = self._states(first, stop)
         if DAMAGED in states:
             raise self.damaged(first << BLOCK_SHIFT, stop << BLOCK_SHIFT)
         after = plan.states_after_zeroing(states, self._base is None)
@@ -338,7 +338,7 @@ class OverlayDisk(Layer):
 
     def states_of(self, first: int, stop: int) -> bytes:
         """Return the states of the blocks [first, stop), one byte each."""
-        return self._states[first:stop]
+        return self._states(first, stop)
 
     def touched_pages(self) -> list[int]:
         """Return the pages of the map, of PAGE_BLOCKS blocks each, in which any block may be other than `base`, in order."""
@@ -378,6 +378,5 @@ class OverlayDisk(Layer):
                 raise InvalidInput(f"{self._origin}: the disk has {self._size} bytes and cannot shrink to {size}")
             # The live map first: one that is ahead of the durable map is that of a grow that was cut short, one behind it would be damage.
             self._live.grow(size)
-            self._states = self._live.states
             await self._flusher.grow(size)
             self._size = size

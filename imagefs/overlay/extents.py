@@ -26,7 +26,7 @@ async def disk_extents(live: LiveMap, base: Callable[[], Source | None], start: 
         first, last = max(start, page * _PAGE_BYTES), min(stop, (page + 1) * _PAGE_BYTES)
         found += await _below(base(), position, first)
         # Taken before the base is asked: a block that is merged into the base meanwhile is in these, or in what the base says.
-        states = live.states[first >> BLOCK_SHIFT : (last - 1 >> BLOCK_SHIFT) + 1]
+        states = live.states(first >> BLOCK_SHIFT, (last - 1 >> BLOCK_SHIFT) + 1)
         found += plan.occupied(states, first, last, await _below(base(), first, last) if BASE in states else [])
         position = last
         await trio.lowlevel.checkpoint()  # half a millisecond for a page

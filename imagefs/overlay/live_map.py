@@ -1,8 +1,8 @@
 """This module is the live map of a disk: the states of its blocks as reads and writes see them.
 
-One byte for each block in a sparse file, read through a shared mapping and changed by pwrite: both are the page cache, so that what is
-marked outlives the daemon. Not through the mapping: a store into a hole of a full filesystem kills the process (SIGBUS), pwrite says ENOSPC.
-(What is left: a page that was evicted and that the host's disk then cannot read again kills the process too; the next one reads it anew.)
+One byte for each block in a sparse file, read by pread and written by pwrite: both are the page cache, so that what is marked outlives the
+daemon. Never through a mapping, though that would spare each read of a guest a microsecond: a page that the host cannot read, and on tmpfs
+a hole when it is full, would end the process (SIGBUS), and the next one, and so all guests' disks. So it is an error of this disk alone.
 
 The file is never synced. It is trusted wholly while the kernel that holds its pages runs (`boot_id`), and made anew from the durable map
 otherwise, also when it is missing or its header is torn: then it is at best a shadow of what the durable map says.
@@ -10,10 +10,10 @@ otherwise, also when it is missing or its header is torn: then it is at best a s
 
 import contextlib
 import logging
-import mmap
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from imagefs.errors import StateDamaged
 from imagefs.holes import data_ranges
@@ -45,7 +45,7 @@ Pages = Callable[[], Iterable[tuple[int, bytes | None]]]
 class LiveMap:
     """The open live map of a disk of `size` bytes.
 
-    Invariants: a page of the durable map that says other than `states` has its flag set in the file; `pending` has a page's byte set if
+    Invariants: a page of the durable map that says other than the live one has its flag set in the file; `pending` has a page's byte set if
     its flag must outlive the flush that runs now, so it is never set where the file's is not.
     """
 
@@ -58,13 +58,14 @@ class LiveMap:
         self._calls = calls
         self._boot_id = calls.boot_id()
         self._uuid = header.disk_uuid
+        self._pread = calls.pread
+        self._blocks = block_count(header.size)
         trusted = self._open(path, header)
         self._fd = self._make(path, header, pages) if trusted is None else trusted
         try:
             flags = bytearray(page_count(header.size))
             read_wholly(calls, self._fd, flags, FLAGS_OFFSET)
             self.pending = flags
-            self.states = self._map(header.size)
         except BaseException:
             os.close(self._fd)
             raise
@@ -123,10 +124,25 @@ class LiveMap:
     def _length(size: int) -> int:
         return STATES_OFFSET + block_count(size)
 
-    def _map(self, size: int) -> mmap.mmap:
-        states = mmap.mmap(self._fd, block_count(size), mmap.MAP_SHARED, mmap.PROT_READ, offset=STATES_OFFSET)
-        states.madvise(mmap.MADV_RANDOM)  # no read-ahead: it would fill memory with pages of holes
-        return states
+    def state(self, block: int) -> int:
+        """Return the state of a block of the disk. Raises OSError, StateDamaged."""
+        found = self._pread(self._fd, 1, STATES_OFFSET + block)
+        return found[0] if found else self._cut_short(block)
+
+    def states(self, first: int, stop: int) -> bytes:
+        """Return the states of the blocks [first, stop), as far as the disk has them. Raises OSError, StateDamaged."""
+        length = min(stop, self._blocks) - first
+        found = self._pread(self._fd, max(0, length), STATES_OFFSET + first)
+        return found if len(found) >= length else self._reread(first, length)
+
+    def _reread(self, first: int, length: int) -> bytes:
+        found = bytearray(length)
+        if (got := read_wholly(self._calls, self._fd, found, STATES_OFFSET + first)) != length:
+            self._cut_short(first + got)
+        return bytes(found)
+
+    def _cut_short(self, block: int) -> NoReturn:
+        raise StateDamaged(f"{self._origin}: this live map was cut short, and says nothing of block {block}: run imagefs check")
 
     def mark(self, first: int, states: bytes) -> None:
         """Set the states of the blocks from `first` on, whose bytes are written already. Returns with them in the page cache.
@@ -152,7 +168,7 @@ class LiveMap:
 
     def take(self, pages: list[int]) -> list[tuple[int, bytes]]:
         """Return (page, its states now) for each of `pages`; what is marked from now on sets them pending again. `put_back` or `told` must follow."""
-        taken = [(page, self.states[page * PAGE_BLOCKS : (page + 1) * PAGE_BLOCKS]) for page in pages]
+        taken = [(page, self.states(page * PAGE_BLOCKS, (page + 1) * PAGE_BLOCKS)) for page in pages]
         for page in pages:
             self.pending[page] = 0
         return taken
@@ -176,7 +192,7 @@ class LiveMap:
         Only those with blocks of [first_block, stop_block); all by default. Blocks for some seeks in the file.
         """
         found: list[int] = []
-        end = len(self.states) if stop_block is None else stop_block
+        end = self._blocks if stop_block is None else stop_block
         for start, stop in data_ranges(self._fd, STATES_OFFSET + first_block, STATES_OFFSET + end):
             first, last = (start - STATES_OFFSET) // PAGE_BLOCKS, (stop - STATES_OFFSET - 1) // PAGE_BLOCKS
             found.extend(range(max(first, found[-1] + 1) if found else first, last + 1))
@@ -186,12 +202,9 @@ class LiveMap:
         """Make room for a disk of `size` bytes; the new blocks are `base`. To be called before the durable map grows. Raises NoSpace and OSError."""
         set_length(self._calls, self._fd, self._length(size), self._origin)
         write_wholly(self._calls, self._fd, encode_live_header(LiveHeader(size, self._uuid, self._boot_id)), 0, self._origin)
-        states = self._map(size)
+        self._blocks = block_count(size)
         self.pending.extend(bytes(max(0, page_count(size) - len(self.pending))))  # longer already after a grow that failed
-        self.states.close()
-        self.states = states
 
     def close(self) -> None:
-        """Close the file and the mapping."""
-        self.states.close()
+        """Close the file."""
         os.close(self._fd)

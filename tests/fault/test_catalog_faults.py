@@ -1,10 +1,14 @@
 """A catalog bundle that is anything but right, and looks at the store that are disturbed: records are read one by one then, and never wrong."""
 
+import contextlib
 import hashlib
+import os
+import resource
+import signal
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from imagefs.catalog import KEEP_SECONDS, KEEP_WORTH, Catalog, RecordDatabase
-from imagefs.errors import NotFound, StoreRefused, StoreUnavailable
+from imagefs.errors import InvalidInput, NotFound, StoreRefused, StoreUnavailable
 from imagefs.sealed import seal
 from imagefs.store import bundle
 from imagefs.store.layout import ImagefsLayout
@@ -317,9 +321,11 @@ async def test_a_database_of_an_older_version_is_filled_again(tmp_path: Path) ->
         old.execute("INSERT INTO image VALUES (?, '1', NULL, ?)", (image_id(1), encode_record(record(1))))
     old.close()
     bucket = filled(5)
-    catalog = node(bucket, path)
+    database = RecordDatabase(path, bucket.url)
+    catalog = Catalog(ImagefsLayout(bucket), database)
     assert catalog.snapshot.images == {}
     await catalog.look()
+    database.close()
     assert len(node(bucket, path).snapshot.images) == 5
     assert not path.with_suffix(".damaged").exists()
 
@@ -331,11 +337,42 @@ def test_records_packed_in_another_form_are_not_read(tmp_path: Path) -> None:
     catalog = Catalog(ImagefsLayout(filled(5)), database)
     trio.run(catalog.look)
     database.close()
-    assert len(RecordDatabase(path, "test:").load()) == 5
+    database = RecordDatabase(path, "test:")
+    assert len(database.load()) == 5
+    database.close()
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE packing SET form = form || ' more'")
     raw.close()
     assert RecordDatabase(path, "test:").load() == {}
+
+
+def test_a_full_disk_keeps_no_known_images_back(tmp_path: Path) -> None:
+    """A database of this version that holds what a killed worker wrote is read where not a byte can be written: guests wait for the next worker."""
+    path, bucket = tmp_path / "db", filled(5)
+    child = os.fork()
+    if not child:
+        trio.run(node(bucket, path).look)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert Path(f"{path}-wal").stat().st_size
+    with no_room(tmp_path):
+        assert len(RecordDatabase(path, bucket.url).load()) == 5
+        with pytest.raises(InvalidInput, match="free some room"):
+            RecordDatabase(tmp_path / "other", bucket.url)
+
+
+@contextlib.contextmanager
+def no_room(directory: Path) -> Iterator[None]:
+    """Let no file of ours grow: the limit of a process for that stands for a full disk, and SQLite says the same of both."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            (directory / "proof").write_bytes(b"x")
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_sum_is_that_of_the_stored_form() -> None:

@@ -110,3 +110,13 @@ def test_instance_can_be_removed_from_a_full_disk(cramped: Mounted) -> None:
     assert list((cramped.state / "trash").iterdir()) == []
     host = os.statvfs(cramped.state)
     assert host.f_bavail * host.f_frsize >= 2 * MIB
+
+
+def test_holes_are_read_on_a_full_disk(cramped: Mounted) -> None:
+    """Of what was never written not a page is in the state directory, and reading it needs none: a mapping would end the daemon there."""
+    empty = cramped.mountpoint / "volumes" / "empty"
+    empty.touch()
+    os.truncate(empty, 256 * MIB)
+    with empty.open("rb", buffering=0) as volume:
+        fill(cramped.state)
+        assert os.pread(volume.fileno(), MIB, 100 * MIB) == bytes(MIB)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imagefs.errors import ImagefsError, NoSpace
+from imagefs.errors import ImagefsError, NoSpace, StateDamaged
 from imagefs.overlay.block_map import BASE, DATA
 from imagefs.overlay.calls import Calls
 from imagefs.overlay.disk import OverlayDisk
@@ -274,6 +274,40 @@ async def test_mark_that_fails_leaves_the_block_as_it_was(tmp_path: Path) -> Non
         disk.check_invariants()
         disk.close()
         OverlayDisk.delete(tmp_path, "vda")
+
+
+async def test_a_map_that_cannot_be_read_is_an_error_of_its_disk(tmp_path: Path) -> None:
+    """EIO of the live map's pages fails reads, writes and flushes, and changes nothing; short answers are read on; a cut file is damage."""
+    answers = ["whole"]
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        match answers[-1]:
+            case "error":
+                raise OSError(errno.EIO, "bad sector")
+            case "short":
+                return os.pread(fd, min(length, 1), offset)
+            case "cut":
+                return b""
+        return os.pread(fd, length, offset)
+
+    disk = new_disk(tmp_path, SIZE, PatternBase(BASE_SIZE), Calls(pread=pread))
+    disk.write_nowait(0, NEW)
+    answers.append("error")
+    for operation in (lambda: disk.read_nowait(0, BLOCK), lambda: disk.read_nowait(0, 3 * BLOCK), lambda: disk.write_nowait(0, b"x" * BLOCK)):
+        with pytest.raises(OSError, match="bad sector"):
+            operation()
+    with pytest.raises(OSError, match="bad sector"):
+        await disk.flush()
+    answers.append("short")
+    assert disk.read_nowait(0, 3 * BLOCK) == NEW + pattern(len(NEW), 3 * BLOCK - len(NEW))
+    answers.append("cut")
+    with pytest.raises(StateDamaged, match="cut short"):
+        disk.read_nowait(0, BLOCK)
+    answers.append("whole")
+    assert disk.read_nowait(0, BLOCK) == NEW[:BLOCK]
+    await disk.flush()
+    disk.check_invariants()
+    disk.close()
 
 
 @pytest.mark.parametrize("node_key", [None, NODE_KEY], ids=["plain", "encrypted"])

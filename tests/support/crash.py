@@ -42,7 +42,7 @@ _CHANGING: Final = (
     "pwrite", "pwritev", "fsync", "fdatasync", "sync", "posix_fallocate", "copy_file_range", "sendfile", "chmod", "fchmod", "chown", "fchown",
     "lchown", "setxattr", "removexattr", "utime", "posix_spawn",
 )  # fmt: skip
-_OVERLAY_READS: Final = frozenset({"preadv", "boot_id"})
+_OVERLAY_READS: Final = frozenset({"pread", "preadv", "boot_id"})
 _OPENING: Final = os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
 
 Strike = Callable[[str], None]

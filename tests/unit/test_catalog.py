@@ -95,13 +95,15 @@ def test_long_name_is_cut_and_carries_the_id() -> None:
 async def test_look_reads_only_changed_records(tmp_path: Path) -> None:
     """A second look, and a second mount, read no record whose version they know."""
     store = ListStore({A: ("1", record(A, "one")), B: ("1", record(B, "two"))})
-    catalog = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
+    database = RecordDatabase(tmp_path / "db", store.url)
+    catalog = Catalog(store, database)  # type: ignore[arg-type]
     await catalog.look()
     await catalog.look()
     assert store.reads == 2
     store.images[B] = ("2", record(B, "renamed"))
     await catalog.look()
     assert store.reads == 3
+    database.close()
     again = Catalog(store, RecordDatabase(tmp_path / "db", store.url))  # type: ignore[arg-type]
     assert {image.record.name for image in again.snapshot.images.values()} == {"one", "renamed"}
     await again.look()

@@ -439,7 +439,7 @@ async def test_damaged_map_page_takes_its_blocks_only(tmp_path: Path) -> None:
     disk = reopen(tmp_path, None, OTHER_BOOT)
     assert disk.read_nowait(second - BLOCK, BLOCK) == NOISE
     assert disk.write_nowait(0, NOISE) == BLOCK
-    assert disk._states[16000] == DAMAGED
+    assert disk._state(16000) == DAMAGED
     last = 2 * second - BLOCK
     for offset in (second, second + 10 * BLOCK, last):
         with pytest.raises(StateDamaged, match="damaged page of the map"):
@@ -548,7 +548,7 @@ async def test_grow_that_is_cut_short_leaves_a_disk_that_opens(tmp_path: Path) -
     disk.close()
     disk = reopen(tmp_path, None)
     assert disk.size == SIZE
-    assert len(disk._states) == block_count(SIZE)
+    assert len(disk._states(0, block_count(GIB))) == block_count(SIZE)
     assert disk.read_nowait(0, BLOCK) == NOISE
     disk.check_invariants()
     disk.close()
