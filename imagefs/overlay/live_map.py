@@ -142,7 +142,7 @@ class LiveMap:
         return bytes(found)
 
     def _cut_short(self, block: int) -> NoReturn:
-        raise StateDamaged(f"{self._origin}: this live map was cut short, and says nothing of block {block}: run imagefs check")
+        raise StateDamaged(f"{self._origin}: this live map was cut short, and says nothing of block {block}: restore the disk from a backup")
 
     def mark(self, first: int, states: bytes) -> None:
         """Set the states of the blocks from `first` on, whose bytes are written already. Returns with them in the page cache.
